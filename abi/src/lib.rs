@@ -1,0 +1,2 @@
+//! The layout of pod memory and of every message.
+#![no_std]
