@@ -1,1 +1,2 @@
-//! Stub.
+//! The fabric manager of a Lupin pod.
+pub mod vmm_protocol;
