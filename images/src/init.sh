@@ -1,0 +1,64 @@
+#!/bin/busybox sh
+# PID 1 of a pod node: makes the usual mounts, loads the modules of the pod's
+# devices, gives the virtio ports their names and becomes the guest agent.
+# There is no udev in here.
+
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=linux
+B=/bin/busybox
+
+$B mount -t proc -o nosuid,nodev,noexec proc /proc
+$B mount -t sysfs -o nosuid,nodev,noexec sysfs /sys
+$B mount -t devtmpfs -o nosuid,mode=0755 devtmpfs /dev
+$B mkdir -p /dev/pts /dev/shm
+$B mount -t devpts -o nosuid,noexec,mode=0620,ptmxmode=0666 devpts /dev/pts
+$B mount -t tmpfs -o nosuid,nodev,mode=1777 tmpfs /dev/shm
+$B mount -t tmpfs -o nosuid,nodev,mode=0755 tmpfs /run
+$B mount -t tmpfs -o nosuid,nodev,mode=1777 tmpfs /tmp
+$B ln -sf /proc/self/fd /dev/fd
+$B ln -sf /proc/self/fd/0 /dev/stdin
+$B ln -sf /proc/self/fd/1 /dev/stdout
+$B ln -sf /proc/self/fd/2 /dev/stderr
+$B --install -s 2>/dev/null
+
+init=/usr/bin/lupin-guest-agent
+node=
+for word in $($B cat /proc/cmdline); do
+    case $word in
+        lupin.init=*) init=${word#lupin.init=} ;;
+        lupin.node=*) node=${word#lupin.node=} ;;
+    esac
+done
+$B hostname "${node:+node}${node:-lupin}"
+$B ip link set lo up 2>/dev/null
+
+while read -r module; do
+    $B insmod "$module" || echo "lupin: cannot load $module" >/dev/console
+done </etc/lupin/modules
+
+name_ports() {
+    $B mkdir -p /dev/virtio-ports
+    for port in /sys/class/virtio-ports/*; do
+        [ -s "$port/name" ] || continue
+        read -r name <"$port/name"
+        $B ln -sf "../${port##*/}" "/dev/virtio-ports/$name"
+    done
+}
+
+# The host tells the names of the ports some time after the driver came up.
+# Only a node of a pod has ports to wait for.
+name_ports
+tries=100
+while [ -n "$node" ] && [ ! -e /dev/virtio-ports/org.lupin.agent ] && [ $tries -gt 0 ]; do
+    $B sleep 0.02
+    tries=$((tries - 1))
+    name_ports
+done
+
+if [ ! -x "$init" ]; then
+    echo "lupin: this image holds no $init; powering off" >/dev/console
+    $B poweroff -f
+fi
+if [ "$init" = /usr/bin/lupin-guest-agent ]; then
+    exec "$init" --init
+fi
+exec "$init"
