@@ -1,0 +1,175 @@
+//! The seam between the manager and those who steer it.
+//!
+//! The server of this module's parent turns requests of clients into calls of [`PodControl`];
+//! the manager implements it, and tests implement it with fakes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lupin_abi::event::Cause;
+use lupin_abi::fabric::{FabricSection, NodeState};
+use lupin_abi::{Generation, NodeId};
+use serde::{Deserialize, Serialize};
+
+use crate::agent_link::AgentLink;
+
+/// What a manager can be asked to do.
+///
+/// Every method is called from threads of the control server, many at once, and must return
+/// promptly: none may wait for a node. What takes time is started here and seen in the events.
+pub trait PodControl: Send + Sync {
+    /// A snapshot of the pod.
+    fn status(&self) -> PodStatus;
+
+    /// The mapped fabric section: generation table and event ring, the record of what happened.
+    fn fabric(&self) -> &FabricSection;
+
+    /// Ends this life of a node as if it had failed, with cause
+    /// [`Operator`](lupin_abi::Cause::Operator): fence, generation, ring, then restart as its
+    /// policy says. Returns once the kill is on its way.
+    ///
+    /// # Errors
+    /// [`ControlError::NoSuchNode`]; [`ControlError::WrongState`] unless the node runs.
+    fn kill(&self, node: NodeId) -> Result<(), ControlError>;
+
+    /// Begins to bring the whole pod down: nodes get `grace` to end by themselves, then they are
+    /// ended. Returns at once; the manager process exits when all is done. Idempotent.
+    fn down(&self, grace: Duration);
+
+    /// The connection to the agent of a node's current life.
+    ///
+    /// # Errors
+    /// [`ControlError::NoSuchNode`]; [`ControlError::WrongState`] if the node has no process.
+    fn link(&self, node: NodeId) -> Result<Arc<AgentLink>, ControlError>;
+}
+
+/// Why a request was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case")]
+pub enum ControlError {
+    /// The pod has no such node.
+    #[error("the pod has no node {node}")]
+    NoSuchNode {
+        /// What the caller named: an id or a name.
+        node: String,
+    },
+    /// The node's state does not allow it.
+    #[error("node {node} is {state}: {why}")]
+    WrongState {
+        /// The node's id.
+        node: u32,
+        /// Its state.
+        state: NodeState,
+        /// What would be needed, in a few words.
+        why: String,
+    },
+    /// The pod is going down.
+    #[error("the pod is going down")]
+    GoingDown,
+    /// The node's agent cannot be reached.
+    #[error("the agent of node {node} cannot be reached: {why}")]
+    Agent {
+        /// The node's id.
+        node: u32,
+        /// What happened.
+        why: String,
+    },
+    /// Too many clients or commands at once.
+    #[error("too many {what} at once (at most {limit})")]
+    TooMany {
+        /// Of what.
+        what: String,
+        /// The bound.
+        limit: usize,
+    },
+    /// The request is malformed.
+    #[error("bad request: {why}")]
+    BadRequest {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The manager failed inside.
+    #[error("the manager failed: {why}")]
+    Internal {
+        /// What happened.
+        why: String,
+    },
+}
+
+/// Where the pod as a whole stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PodPhase {
+    /// The manager runs and keeps the nodes running.
+    Running,
+    /// It was told to bring the pod down.
+    GoingDown,
+}
+
+/// A snapshot of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PodStatus {
+    /// The pod's name.
+    pub pod: String,
+    /// The pod's random id, in hexadecimal: new at every format.
+    pub pod_id: String,
+    /// Where it stands.
+    pub phase: PodPhase,
+    /// Process id of the manager.
+    pub manager_pid: u32,
+    /// How many managers have taken charge of this pod memory, this one included.
+    pub epoch: u64,
+    /// The pod file in use.
+    pub pod_file: PathBuf,
+    /// The pod memory.
+    pub memory: PathBuf,
+    /// Size of the pod memory, in bytes.
+    pub memory_bytes: u64,
+    /// How long a node may take to join, in milliseconds.
+    pub join_timeout_ms: u64,
+    /// The nodes of the pod file, by id.
+    pub nodes: Vec<NodeStatus>,
+}
+
+impl PodStatus {
+    /// Finds a node by what an operator typed: its name, else its id.
+    pub fn find(&self, id_or_name: &str) -> Option<&NodeStatus> {
+        let by_name = self.nodes.iter().find(|node| node.name == id_or_name);
+        by_name.or_else(|| {
+            let id: u32 = id_or_name.parse().ok()?;
+            self.nodes.iter().find(|node| node.id == id)
+        })
+    }
+}
+
+/// A snapshot of one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NodeStatus {
+    /// Node number.
+    pub id: u32,
+    /// Its name in the pod file.
+    pub name: String,
+    /// Which backend runs it: `kvm` or `namespace`.
+    pub backend: String,
+    /// Where it stands in its life.
+    pub state: NodeState,
+    /// Its current generation; 0 if it never lived.
+    pub generation: Generation,
+    /// Why it last failed.
+    pub cause: Cause,
+    /// How often it was started again.
+    pub restarts: u32,
+    /// How long it has been in this state, in nanoseconds.
+    pub in_state_ns: u64,
+    /// How long it took from start to join in this life, in nanoseconds.
+    pub joined_in_ns: Option<u64>,
+    /// Process id of its VMM, or of its init.
+    pub pid: Option<u32>,
+    /// Its runtime folder: console log, sockets.
+    pub folder: PathBuf,
+    /// What an operator should know about it, if anything; why it did not start, for example.
+    pub detail: Option<String>,
+}
