@@ -27,12 +27,13 @@ pub const MAX_SEGMENT_NAME: usize = 64;
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct LockWords {
-    /// [`InstanceId`] of the holder; 0 when free.
+    /// [`InstanceId`] of the holder; 0 when free. A dead holder stays here until somebody declares
+    /// its work repaired: a dead owner is what "inconsistent" means.
     pub owner: AtomicU64,
-    /// [`InstanceId`] of the dead holder whose work is not yet declared repaired; 0 when the
-    /// protected data is consistent.
-    pub orphan_of: AtomicU64,
-    /// How many may be asleep on the lock. A hint.
+    /// [`InstanceId`] of whoever repairs the work of a dead holder; 0 if nobody does. It holds the
+    /// lock in the dead holder's place, whose name is therefore never lost.
+    pub recoverer: AtomicU64,
+    /// Not 0 if somebody may be asleep on the lock. A hint.
     pub waiters: AtomicU32,
     /// Futex word of sleepers; its value means nothing.
     pub wake: AtomicU32,

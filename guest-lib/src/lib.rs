@@ -1,1 +1,24 @@
-//! Stub.
+//! Programs that share the memory of a CXL pod and survive each other's failures.
+//!
+//! A pod is several operating systems over one memory; any of them may die at any instruction
+//! while the others go on. This library gives a program what it needs to be one of the others:
+//!
+//! | module | what it gives |
+//! |---|---|
+//! | [`liveness`] | is that owner dead? |
+//! | [`lock`] | a lock whose dead holder can be succeeded |
+//! | [`wait`] | how waiting is bounded |
+#![deny(missing_docs)]
+
+pub mod liveness;
+pub mod lock;
+mod store;
+#[cfg(test)]
+mod test_memory;
+pub mod wait;
+
+pub use lupin_abi as abi;
+pub use lupin_abi::{Generation, InstanceId, NodeId, ThreadId};
+#[cfg(feature = "crash-points")]
+#[doc(hidden)]
+pub use store::crash;
