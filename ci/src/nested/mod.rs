@@ -1,0 +1,313 @@
+//! The nested test host: a whole emulated machine with KVM, for machines without.
+//!
+//! QEMU (TCG, which emulates AMD's SVM) boots a stock Debian kernel with kvm-amd
+//! from an initramfs made for the occasion. In it this very binary is PID 1: it
+//! loads the modules, starts the given program and sends its output and its end
+//! through a virtio-serial port. Nothing is written to disk, and QEMU dies with
+//! us, however we end.
+//!
+//! Emulation is slow and, once in a while, a boot hangs. Booting has a time limit
+//! of its own and one retry, which is counted and reported.
+
+mod image;
+pub(crate) mod init;
+mod machine;
+pub(crate) mod runner;
+mod wire;
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
+
+use lupin_images::ImageError;
+
+use crate::host::{self, RunError, say};
+use crate::setup::{self, Component, Series, SetupError};
+use machine::{Event, Machine};
+use wire::Frame;
+
+/// Booting usually takes five seconds; on a busy machine several times that.
+const BOOT_LIMIT: Duration = Duration::from_secs(90);
+
+/// The status with which `timeout(1)` reports a time limit.
+pub(crate) const STATUS_TIME_LIMIT: u8 = 124;
+
+/// What to run in the nested host.
+#[derive(Debug, Clone)]
+pub(crate) struct Job {
+    /// A static program of this machine, or the name of one in there (`sh`).
+    pub(crate) program: PathBuf,
+    pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
+    /// Files to put in there: here, there.
+    pub(crate) files: Vec<(PathBuf, String)>,
+    /// Symbolic links to make in there: link, target.
+    pub(crate) links: Vec<(String, String)>,
+    pub(crate) timeout: Duration,
+    pub(crate) cpus: u32,
+    /// In QEMU's notation, such as `4G`.
+    pub(crate) memory: String,
+    pub(crate) kernel: Series,
+    /// Where to copy the host's console; it is shown anyway when the host fails.
+    pub(crate) console: Option<PathBuf>,
+}
+
+impl Job {
+    /// A job with the usual machine.
+    pub(crate) fn new(program: impl Into<PathBuf>, args: Vec<String>) -> Self {
+        Self {
+            program: program.into(),
+            args,
+            env: Vec::new(),
+            files: Vec::new(),
+            links: Vec::new(),
+            timeout: Duration::from_secs(900),
+            cpus: default_cpus(),
+            memory: "4G".into(),
+            kernel: Series::V6_1,
+            console: None,
+        }
+    }
+}
+
+/// As many as the machine has, but two at least (races want company) and eight at most.
+pub(crate) fn default_cpus() -> u32 {
+    let here = std::thread::available_parallelism().map_or(2, usize::from);
+    u32::try_from(here.clamp(2, 8)).unwrap_or(8)
+}
+
+/// How the program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Exited(i32),
+    Killed(i32),
+}
+
+impl Ending {
+    /// The exit status that says the same in a shell.
+    pub(crate) fn status(self) -> u8 {
+        let status = match self {
+            Ending::Exited(code) => code,
+            Ending::Killed(signal) => 128 + signal,
+        };
+        u8::try_from(status).unwrap_or(u8::MAX)
+    }
+}
+
+/// Why there is no ending to report.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NestedError {
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Run(#[from] RunError),
+    #[error("cannot prepare QEMU ({what}): {source}")]
+    Prepare {
+        what: &'static str,
+        source: io::Error,
+    },
+    #[error("time limit: the program had not ended after {} s and was stopped with its host", .0.as_secs())]
+    TimeLimit(Duration),
+    #[error("the nested host did not come up, twice: {reason}; its console said last:\n{console}")]
+    NoBoot { reason: String, console: String },
+    #[error(
+        "the nested host ended before the program did ({reason}); its console said last:\n{console}"
+    )]
+    HostDied { reason: String, console: String },
+    #[error("the nested host could not run the program: {0}")]
+    Failed(String),
+    #[error("cannot pass on the program's output: {0}")]
+    Output(io::Error),
+}
+
+impl NestedError {
+    /// The exit status for this error: as `timeout(1)` and `env(1)` have it.
+    pub(crate) fn status(&self) -> u8 {
+        match self {
+            NestedError::TimeLimit(_) => STATUS_TIME_LIMIT,
+            NestedError::Run(RunError::Interrupted)
+            | NestedError::Setup(SetupError::Run(RunError::Interrupted)) => 130,
+            _ => 125,
+        }
+    }
+}
+
+/// Runs a job to its end. Its output appears on our stdout and stderr as it is written.
+pub(crate) fn run(job: &Job) -> Result<Ending, NestedError> {
+    let cache = setup::ensure(&[
+        Component::Kernel(job.kernel),
+        Component::Busybox,
+        Component::Qemu,
+    ])?;
+    let image = image::build(&cache, job)?;
+    let mut retries = 0;
+    loop {
+        match attempt(&cache, &image, job, retries)? {
+            Attempt::Ended(ending) => return Ok(ending),
+            Attempt::NoBoot { reason, console } if retries == 0 => {
+                retries += 1;
+                say!("nested host: {reason}; boot retry {retries} of 1 (counted)");
+                for line in console.lines() {
+                    say!("nested host's console: {line}");
+                }
+            }
+            Attempt::NoBoot { reason, console } => {
+                return Err(NestedError::NoBoot { reason, console });
+            }
+        }
+    }
+}
+
+enum Attempt {
+    Ended(Ending),
+    NoBoot { reason: String, console: String },
+}
+
+fn attempt(
+    cache: &setup::Cache,
+    image: &image::Image,
+    job: &Job,
+    retries: u32,
+) -> Result<Attempt, NestedError> {
+    let started = Instant::now();
+    let mut machine = Machine::start(cache, image, job)?;
+    let mut tail = Tail::new(job)?;
+    let mut up: Option<Instant> = None;
+    loop {
+        let event = match machine.events.recv_timeout(host::POLL) {
+            Ok(event) => Some(event),
+            Err(RecvTimeoutError::Timeout) => None,
+            // Both ends of QEMU are closed and everything it sent was seen.
+            Err(RecvTimeoutError::Disconnected) => {
+                let reason = machine.stop();
+                return match up {
+                    Some(_) => Err(NestedError::HostDied {
+                        reason,
+                        console: tail.text(),
+                    }),
+                    None => Ok(Attempt::NoBoot {
+                        reason,
+                        console: tail.text(),
+                    }),
+                };
+            }
+        };
+        match event {
+            None => {}
+            Some(Event::Console(bytes)) => tail.push(&bytes),
+            Some(Event::Broken(error)) => {
+                let reason = format!("its port sent nonsense: {error}");
+                return Err(NestedError::HostDied {
+                    reason,
+                    console: tail.text(),
+                });
+            }
+            Some(Event::Frame(Frame::Ready)) => {
+                say!("nested host up in {:.1} s", started.elapsed().as_secs_f32());
+                up = Some(Instant::now());
+            }
+            Some(Event::Frame(Frame::Stdout(data))) => pass_on(io::stdout(), &data)?,
+            Some(Event::Frame(Frame::Stderr(data))) => pass_on(io::stderr(), &data)?,
+            Some(Event::Frame(Frame::Failed(reason))) => return Err(NestedError::Failed(reason)),
+            Some(Event::Frame(Frame::Exited(code))) => {
+                return Ok(Attempt::Ended(ended(Ending::Exited(code), up, retries)));
+            }
+            Some(Event::Frame(Frame::Killed(signal))) => {
+                return Ok(Attempt::Ended(ended(Ending::Killed(signal), up, retries)));
+            }
+        }
+        if host::interrupted() {
+            return Err(RunError::Interrupted.into());
+        }
+        match up {
+            Some(since) if since.elapsed() > job.timeout => {
+                return Err(NestedError::TimeLimit(job.timeout));
+            }
+            None if started.elapsed() > BOOT_LIMIT => {
+                let reason = format!("it was not up after {} s", BOOT_LIMIT.as_secs());
+                return Ok(Attempt::NoBoot {
+                    reason,
+                    console: tail.text(),
+                });
+            }
+            _ => {}
+        }
+    }
+}
+
+fn ended(ending: Ending, up: Option<Instant>, retries: u32) -> Ending {
+    let seconds = up.map_or(0.0, |since| since.elapsed().as_secs_f32());
+    let how = match ending {
+        Ending::Exited(code) => format!("exit status {code}"),
+        Ending::Killed(signal) => format!("killed by signal {signal}"),
+    };
+    say!("nested host: {how} after {seconds:.1} s, {retries} boot retries");
+    ending
+}
+
+fn pass_on(mut out: impl Write, data: &[u8]) -> Result<(), NestedError> {
+    out.write_all(data)
+        .and_then(|()| out.flush())
+        .map_err(NestedError::Output)
+}
+
+/// The last lines of the console.
+struct Tail {
+    lines: VecDeque<String>,
+    partial: Vec<u8>,
+    copy: Option<std::fs::File>,
+}
+
+impl Tail {
+    const LINES: usize = 40;
+
+    fn new(job: &Job) -> Result<Self, NestedError> {
+        let create = |path| {
+            std::fs::File::create(path).map_err(|source| NestedError::Prepare {
+                what: "the console's file",
+                source,
+            })
+        };
+        let copy = job.console.as_ref().map(create).transpose()?;
+        Ok(Self {
+            lines: VecDeque::new(),
+            partial: Vec::new(),
+            copy,
+        })
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        if let Some(file) = &mut self.copy {
+            // The copy is a convenience; the program's result does not depend on it.
+            let _ = file.write_all(bytes);
+        }
+        for &byte in bytes {
+            if byte != b'\n' {
+                self.partial.push(byte);
+                continue;
+            }
+            let line = String::from_utf8_lossy(&self.partial).trim_end().to_owned();
+            self.partial.clear();
+            self.lines.push_back(line);
+            if self.lines.len() > Self::LINES {
+                self.lines.pop_front();
+            }
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut lines: Vec<String> = self.lines.iter().cloned().collect();
+        if !self.partial.is_empty() {
+            lines.push(String::from_utf8_lossy(&self.partial).into_owned());
+        }
+        if lines.is_empty() {
+            "(nothing)".into()
+        } else {
+            lines.join("\n")
+        }
+    }
+}

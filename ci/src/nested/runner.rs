@@ -1,0 +1,145 @@
+//! The nested host as a cargo test runner.
+//!
+//! Cargo calls a runner with a test binary and its arguments. The runner boots
+//! the nested host, puts in what a test of the VMM needs, and runs the binary:
+//!
+//! | variable in there | meaning |
+//! |---|---|
+//! | `LUPIN_TEST_KERNEL` | a stock guest kernel |
+//! | `LUPIN_TEST_INITRAMFS` | a guest image for it, with the agent if that was built |
+//! | `LUPIN_BIN_DIR` | the directory of the products that were built |
+//!
+//! `LUPIN_NESTED_TIMEOUT` (seconds), `LUPIN_NESTED_CPUS`, `LUPIN_NESTED_MEMORY`,
+//! `LUPIN_NESTED_CONSOLE` (a file) and `LUPIN_TEST_KERNEL_SERIES` (`6.1`, `6.12`)
+//! on the outside change the defaults.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::ValueEnum;
+use lupin_images::{GuestImage, KernelTree};
+use nix::sys::signal::Signal;
+
+use super::{Ending, Job, NestedError};
+use crate::host::{self, say};
+use crate::setup::{self, Cache, Component, Series};
+
+/// The static products, as cargo names them.
+pub(crate) const PRODUCTS: [&str; 4] = [
+    "lupin-vmm",
+    "lupin-fabricd",
+    "lupin-guest-agent",
+    "lupin-wordcount",
+];
+
+const BIN_DIR: &str = "/opt/lupin/bin";
+const BOOT_DIR: &str = "/opt/lupin/boot";
+
+/// Runs a test binary in the nested host.
+pub(crate) fn run(binary: &Path, args: Vec<String>) -> Result<Ending, NestedError> {
+    // Cargo starts us; when it is killed, the tests end too.
+    host::die_with_parent(Signal::SIGTERM);
+    let binary = std::path::absolute(binary).map_err(|source| NestedError::Prepare {
+        what: "the test's path",
+        source,
+    })?;
+    let series = series();
+    let cache = setup::ensure(&[Component::Kernel(series), Component::Busybox])?;
+    let products = product_dir(&binary);
+
+    let mut job = Job::new(&binary, args);
+    guest_files(&mut job, &cache, series, &products)?;
+    for (name, value) in std::env::vars() {
+        let passed = ["LUPIN_", "RUST_", "CARGO_"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix));
+        if passed && !job.env.iter().any(|(there, _)| *there == name) && name != "LUPIN_CACHE" {
+            job.env.push((name, value));
+        }
+    }
+    job.timeout = Duration::from_secs(number("LUPIN_NESTED_TIMEOUT").unwrap_or(1200));
+    if let Some(cpus) = number("LUPIN_NESTED_CPUS").and_then(|n| u32::try_from(n).ok()) {
+        job.cpus = cpus;
+    }
+    if let Ok(memory) = std::env::var("LUPIN_NESTED_MEMORY") {
+        job.memory = memory;
+    }
+    job.console = std::env::var_os("LUPIN_NESTED_CONSOLE").map(PathBuf::from);
+    super::run(&job)
+}
+
+/// Puts the built products, a guest kernel and a guest image into the nested host.
+fn guest_files(
+    job: &mut Job,
+    cache: &Cache,
+    series: Series,
+    products: &Path,
+) -> Result<(), NestedError> {
+    let kernel = KernelTree::open(&cache.kernel(series))?;
+    let image = guest_image(cache, products);
+    let image_path = cache
+        .scratch()?
+        .join(format!("test-initramfs-{series}-{}", std::process::id()));
+    image.write(&kernel, &image_path)?;
+
+    let (kernel_there, image_there) = (
+        format!("{BOOT_DIR}/vmlinuz-{series}"),
+        format!("{BOOT_DIR}/initramfs-{series}"),
+    );
+    job.files
+        .push((kernel.image().into(), kernel_there.clone()));
+    job.files.push((image_path, image_there.clone()));
+    for name in PRODUCTS {
+        let product = products.join(name);
+        if product.is_file() {
+            // Tests name a product by the path that cargo compiled into them.
+            let there = format!("{BIN_DIR}/{name}");
+            job.links
+                .push((product.to_string_lossy().into_owned(), there.clone()));
+            job.files.push((product, there));
+        }
+    }
+    job.env.push(("LUPIN_TEST_KERNEL".into(), kernel_there));
+    job.env.push(("LUPIN_TEST_INITRAMFS".into(), image_there));
+    job.env.push(("LUPIN_BIN_DIR".into(), BIN_DIR.into()));
+    Ok(())
+}
+
+/// The guest image with the products that exist in `products`.
+pub(crate) fn guest_image(cache: &Cache, products: &Path) -> GuestImage {
+    let mut image = GuestImage::new(&cache.busybox());
+    let agent = products.join("lupin-guest-agent");
+    if agent.is_file() {
+        image = image.agent(&agent);
+    } else {
+        say!(
+            "the guest image has no agent: {} was not built",
+            agent.display()
+        );
+    }
+    let wordcount = products.join("lupin-wordcount");
+    if wordcount.is_file() {
+        image = image.program(&wordcount, "/usr/bin/lupin-wordcount");
+    }
+    image
+}
+
+/// `target/TRIPLE/debug` for `target/TRIPLE/debug/deps/test-0123`.
+fn product_dir(binary: &Path) -> PathBuf {
+    let dir = binary.parent().unwrap_or(Path::new("/"));
+    match dir.file_name() {
+        Some(name) if name == "deps" || name == "examples" => dir.parent().unwrap_or(dir).into(),
+        _ => dir.into(),
+    }
+}
+
+fn series() -> Series {
+    std::env::var("LUPIN_TEST_KERNEL_SERIES")
+        .ok()
+        .and_then(|name| Series::from_str(&name, true).ok())
+        .unwrap_or(Series::V6_1)
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
