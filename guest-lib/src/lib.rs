@@ -7,11 +7,15 @@
 //! |---|---|
 //! | [`liveness`] | is that owner dead? |
 //! | [`lock`] | a lock whose dead holder can be succeeded |
+//! | [`shm`] | mapped shared memory, and the only ways to touch it |
+//! | [`pod_safe`] | which types may lie there |
 //! | [`wait`] | how waiting is bounded |
 #![deny(missing_docs)]
 
 pub mod liveness;
 pub mod lock;
+pub mod pod_safe;
+pub mod shm;
 mod store;
 #[cfg(test)]
 mod test_memory;

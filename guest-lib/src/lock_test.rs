@@ -234,7 +234,7 @@ fn many_deaths_at_once_lose_no_change() {
             let (pair, judge, dead, inside) = (&pair, &judge, &dead, &inside);
             let (changes, deaths, barrier) = (&changes, &deaths, &barrier);
             scope.spawn(move || {
-                let mut random = u64::from(id) * 0x9e37_79b9_7f4a_7c15;
+                let mut random = u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
                 let mut generation = 1;
                 barrier.wait();
                 let end = Instant::now() + Duration::from_millis(700);

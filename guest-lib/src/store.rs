@@ -6,7 +6,7 @@
 //! the calling thread's operation before its n-th store (see [`crash`]). Otherwise they are the
 //! atomic operation and nothing else.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// Whether the store may happen: false only for an operation that already "died" in a test.
 #[inline(always)]
@@ -83,6 +83,20 @@ pub fn add64(cell: &AtomicU64, value: u64, order: Ordering) -> u64 {
     } else {
         cell.load(Ordering::Relaxed)
     }
+}
+
+/// Fills a word of memory that is the caller's alone until it publishes it with a store above.
+///
+/// Not a place to die at: nobody can see how much of an unpublished block was filled.
+#[inline(always)]
+pub fn fill64(cell: &AtomicU64, value: u64) {
+    cell.store(value, Ordering::Relaxed);
+}
+
+/// Fills a byte, as [`fill64`].
+#[inline(always)]
+pub fn fill8(cell: &AtomicU8, value: u8) {
+    cell.store(value, Ordering::Relaxed);
 }
 
 /// Deaths on demand, for tests.
