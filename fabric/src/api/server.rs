@@ -1,13 +1,56 @@
 //! The control server: a UNIX socket on which clients steer the manager.
+//!
+//! Every client has a thread of its own that calls the [`PodControl`], so a client that is slow,
+//! stopped or dead holds up nobody but itself. Their number is bounded, and streams may not use
+//! up all of it: while followers and commands fill their share, `status` and `kill` still work.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
-use super::control::PodControl;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
+use nix::sys::{socket, stat};
+
+use super::control::{ControlError, PodControl};
+use super::serve::serve;
+use super::wire::Reply;
+
+/// Most connections at once.
+pub const MAX_CLIENTS: usize = 64;
+/// Most connections at once that stream events or run commands.
+pub const MAX_STREAMS: usize = 48;
+/// How long a client may take to read a reply that is not a stream.
+pub(super) const REPLY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running control server; dropping it closes every client and removes the socket.
 #[derive(Debug)]
-pub struct Server {}
+pub struct Server {
+    clients: Arc<Clients>,
+    stop: Arc<EventFd>,
+    socket: PathBuf,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The connections of a server.
+#[derive(Debug, Default)]
+pub(super) struct Clients {
+    open: Mutex<HashMap<u64, UnixStream>>,
+    streams: AtomicUsize,
+}
+
+/// The right to stream; given back when dropped.
+#[derive(Debug)]
+pub(super) struct StreamPermit<'a>(&'a AtomicUsize);
 
 impl Server {
     /// Listens on `socket` (created with mode 0600; a stale one is replaced, so the caller holds
@@ -15,7 +58,162 @@ impl Server {
     ///
     /// # Errors
     /// If the socket cannot be created.
-    pub fn start(_control: Arc<dyn PodControl>, _socket: &Path) -> std::io::Result<Self> {
-        Ok(Self {})
+    pub fn start(control: Arc<dyn PodControl>, socket: &Path) -> io::Result<Self> {
+        let listener = listen(socket)?;
+        let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
+        let clients = Arc::new(Clients::default());
+        let (of_thread, stop_thread) = (clients.clone(), stop.clone());
+        let thread = std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || accept(&listener, &stop_thread, &control, &of_thread))?;
+        Ok(Self {
+            clients,
+            stop,
+            socket: socket.into(),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Best effort: what cannot be stopped ends with the process.
+        let _ = std::fs::remove_file(&self.socket);
+        if self.stop.write(1).is_ok()
+            && let Some(thread) = self.thread.take()
+        {
+            let _ = thread.join();
+        }
+        for stream in self.clients.lock().values() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Clients {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, UnixStream>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for the right to stream.
+    pub(super) fn stream_permit(&self) -> Result<StreamPermit<'_>, ControlError> {
+        // Relaxed: a counter that guards nothing but itself.
+        let taken = self
+            .streams
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
+                (n < MAX_STREAMS).then_some(n + 1)
+            });
+        match taken {
+            Ok(_) => Ok(StreamPermit(&self.streams)),
+            Err(_) => Err(ControlError::TooMany {
+                what: "event streams and commands".into(),
+                limit: MAX_STREAMS,
+            }),
+        }
+    }
+}
+
+impl Drop for StreamPermit<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A listening socket of mode 0600.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let address = UnixAddr::new(path).map_err(|_| {
+        let text = format!("{} is too long for a socket's path", path.display());
+        io::Error::new(io::ErrorKind::InvalidInput, text)
+    })?;
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => std::fs::remove_file(path)?,
+        Ok(_) => {
+            let text = format!("{} is in the way and not a socket", path.display());
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+        }
+        Err(_) => {}
+    }
+    let fd = socket::socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        None,
+    )?;
+    // Before the bind, so that there is no moment with another mode: Linux gives the file the
+    // mode of the socket.
+    stat::fchmod(&fd, stat::Mode::from_bits_truncate(0o600))?;
+    socket::bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &address)?;
+    socket::listen(&fd, Backlog::new(64)?)?;
+    Ok(fd.into())
+}
+
+fn accept(
+    listener: &UnixListener,
+    stop: &EventFd,
+    control: &Arc<dyn PodControl>,
+    clients: &Arc<Clients>,
+) {
+    let mut next = 0u64;
+    loop {
+        let mut fds = [
+            PollFd::new(listener.as_fd(), PollFlags::POLLIN),
+            PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+        ];
+        if poll(&mut fds, PollTimeout::NONE).is_err() {
+            // Interrupted.
+            continue;
+        }
+        if fds[1].any().unwrap_or(false) {
+            return;
+        }
+        match listener.accept() {
+            Ok((stream, _)) => {
+                next += 1;
+                admit(stream, next, control.clone(), clients.clone());
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => {
+                // Out of descriptors, most likely: let others give some back.
+                log::warn!("cannot accept a control client: {e}");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+/// Starts the thread of a client, unless there are too many.
+fn admit(stream: UnixStream, id: u64, control: Arc<dyn PodControl>, clients: Arc<Clients>) {
+    let prepared = stream
+        .set_nonblocking(false)
+        .and_then(|()| stream.set_write_timeout(Some(REPLY_PATIENCE)))
+        .and_then(|()| stream.try_clone());
+    let Ok(clone) = prepared else {
+        return;
+    };
+    {
+        let mut open = clients.lock();
+        if open.len() >= MAX_CLIENTS {
+            let refusal = Reply::Error(ControlError::TooMany {
+                what: "control clients".into(),
+                limit: MAX_CLIENTS,
+            });
+            // Fits into the socket's empty buffer, so this cannot block.
+            let _ = (&stream).write_all(&super::serve::line(&refusal));
+            return;
+        }
+        open.insert(id, clone);
+    }
+    let of_thread = clients.clone();
+    let spawned = std::thread::Builder::new()
+        .name(format!("control-{id}"))
+        .spawn(move || {
+            // How a client leaves is its own affair.
+            let _ = serve(&stream, &*control, &of_thread);
+            let _ = stream.shutdown(Shutdown::Both);
+            of_thread.lock().remove(&id);
+        });
+    if let Err(e) = spawned {
+        log::warn!("cannot serve a control client: {e}");
+        clients.lock().remove(&id);
     }
 }
