@@ -1,0 +1,121 @@
+//! `lupin-vmm run`: one guest, from its arguments to its exit status.
+
+pub mod config;
+pub mod machine;
+pub mod options;
+pub mod outcome;
+
+use std::sync::Arc;
+use std::{io, thread};
+
+use lupin_fabric::vmm_protocol::{ExitRecord, ExitStatus};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+pub use config::RunArgs;
+pub use machine::Machine;
+use outcome::{Outcome, OutcomeSlot};
+
+/// Why a guest could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// KVM is missing or unusable.
+    #[error(transparent)]
+    Kvm(#[from] crate::kvm::KvmError),
+    /// The kernel, the initramfs or the command line cannot be used.
+    #[error(transparent)]
+    Load(#[from] crate::loader::LoadError),
+    /// Guest RAM or pod memory.
+    #[error(transparent)]
+    Memory(#[from] crate::memory::MemoryError),
+    /// An argument that only this host cannot fulfil.
+    #[error("{0}")]
+    Argument(String),
+    /// A file or socket named by an argument.
+    #[error("{option}: {source}")]
+    File {
+        /// The option and what it names.
+        option: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A vCPU could not be set up.
+    #[error(transparent)]
+    Vcpu(#[from] crate::arch::x86_64::SetupError),
+    /// The machine could not be assembled.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl RunError {
+    /// The exit status that tells the caller whose fault it was.
+    pub fn status(&self) -> ExitStatus {
+        use crate::loader::LoadError;
+        match self {
+            Self::Kvm(_) => ExitStatus::NoKvm,
+            Self::Load(LoadError::Write { .. }) => ExitStatus::Internal,
+            Self::Load(_) | Self::Argument(_) | Self::File { .. } => ExitStatus::BadArguments,
+            Self::Memory(e) if e.is_bad_argument() => ExitStatus::BadArguments,
+            Self::Memory(_) | Self::Vcpu(_) | Self::Internal(_) => ExitStatus::Internal,
+        }
+    }
+
+    /// An internal error, with what was being done.
+    pub(crate) fn internal(what: &str, error: impl std::fmt::Display) -> Self {
+        Self::Internal(format!("{what}: {error}"))
+    }
+}
+
+/// Runs a guest until it ends and returns the exit status of the process.
+///
+/// The outcome is logged and, with a runtime folder, written there as an [`ExitRecord`].
+pub fn run(args: &RunArgs) -> ExitStatus {
+    let slot = Arc::new(OutcomeSlot::default());
+    // First of all, so that a run that is told to stop while it starts also says so.
+    let result = watch_signals(Arc::clone(&slot))
+        .map_err(|e| RunError::internal("signals", e))
+        .and_then(|()| Machine::build(args, &slot));
+    let outcome = match result {
+        Ok(machine) => machine.run(),
+        Err(e) => Outcome::new(e.status(), e.to_string()),
+    };
+    let name = args.name.as_deref().unwrap_or("guest");
+    match outcome.status {
+        ExitStatus::PowerOff | ExitStatus::Stopped | ExitStatus::Reset => {
+            log::info!("{name}: {}", outcome.detail);
+        }
+        _ => log::error!("{name}: {}", outcome.detail),
+    }
+    if let Some(folder) = &args.runtime_dir {
+        let record = ExitRecord {
+            pid: std::process::id(),
+            generation: args.pod_memory.as_ref().map_or(0, |pod| pod.generation),
+            status: outcome.status,
+            detail: outcome.detail,
+        };
+        if let Err(e) = record.write(folder) {
+            log::error!(
+                "{name}: cannot write the exit record to {}: {e}",
+                folder.display()
+            );
+        }
+    }
+    outcome.status
+}
+
+/// SIGTERM, SIGINT and SIGHUP (the terminal is gone) end the run.
+fn watch_signals(outcome: Arc<OutcomeSlot>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for signal in signals.forever() {
+                let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+                outcome.report(Outcome::new(
+                    ExitStatus::Stopped,
+                    format!("stopped by {name}"),
+                ));
+            }
+        })?;
+    Ok(())
+}
