@@ -14,6 +14,9 @@ use crate::pci::{PciBus, PciBusSpec};
 pub(crate) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 pub(crate) const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 
+/// A descriptor as the guest writes it: address, length, flags, next.
+pub(crate) type Raw = (u64, u32, u16, u16);
+
 pub(crate) const VERSION_1: u64 = 1 << 32;
 pub(crate) const ACKNOWLEDGE: u8 = 1;
 pub(crate) const DRIVER: u8 = 2;
@@ -198,9 +201,9 @@ impl FakeDriver {
         self.config_write(capability + 2, 2, 0x8000);
     }
 
-    /// Writes raw descriptors (address, length, flags, next) from table index 0 on and offers
+    /// Writes descriptors from table index 0 on and offers
     /// `head`. Checks nothing.
-    pub(crate) fn offer_raw(&mut self, queue: usize, table: &[(u64, u32, u16, u16)], head: u16) {
+    pub(crate) fn offer_raw(&mut self, queue: usize, table: &[Raw], head: u16) {
         let (descriptors, ..) = Self::rings(queue as u64);
         for (n, &(address, length, flags, next)) in (0..).zip(table) {
             let at = descriptors + 16 * n;

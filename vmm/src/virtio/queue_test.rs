@@ -6,7 +6,7 @@ use std::sync::Arc;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::fake_driver::{NEXT, WRITE};
+use super::fake_driver::{NEXT, Raw, WRITE};
 use super::shared::Shared;
 use super::{QueueError, VirtQueue};
 use crate::irq::fake::FakeHypervisor;
@@ -48,7 +48,7 @@ fn fixture() -> Fixture {
 }
 
 impl Fixture {
-    fn descriptors(&self, at: u64, table: &[(u64, u32, u16, u16)]) {
+    fn descriptors(&self, at: u64, table: &[Raw]) {
         for (n, &(address, length, flags, next)) in (0..).zip(table) {
             let at = at + 16 * n;
             self.mem.write_obj(address, GuestAddress(at)).unwrap();
@@ -69,7 +69,7 @@ impl Fixture {
             .unwrap();
     }
 
-    fn pop_error(&mut self, table: &[(u64, u32, u16, u16)], head: u16) -> QueueError {
+    fn pop_error(&mut self, table: &[Raw], head: u16) -> QueueError {
         self.descriptors(TABLE, table);
         self.offer(&[head]);
         self.queue.pop().unwrap_err()
@@ -194,7 +194,7 @@ fn hostile_indirect_tables_are_found() {
     // outside memory; one of a size that is no multiple of a descriptor.
     let inner = 0x7000;
     let long: Vec<_> = (1..=SIZE + 1).map(|n| (0x4000, 1, NEXT, n)).collect();
-    let cases: [(u64, u32, &[(u64, u32, u16, u16)]); 5] = [
+    let cases: [(u64, u32, &[Raw]); 5] = [
         (inner, 16, &[(inner, 16, INDIRECT, 0)]),
         (inner, 32, &[(0x4000, 1, NEXT, 1), (0x4000, 1, NEXT, 0)]),
         (inner, 16 * u32::from(SIZE + 1), &long),

@@ -47,7 +47,7 @@ use super::{ConsoleError, PortQueues};
 use crate::virtio::{Chain, QueueError};
 
 /// Bytes from the guest held for a host that does not read, before the guest's buffers wait.
-const HIGH_WATER: usize = 256 << 10;
+pub(super) const HIGH_WATER: usize = 256 << 10;
 
 /// Bytes taken over when the guest closes the port: more than a Linux driver can have in its ring.
 const CLOSE_LIMIT: usize = 4 << 20;
