@@ -1,0 +1,358 @@
+//! From the file as written to a pod that can be run.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lupin_abi::NodeId;
+use lupin_abi::id::MAX_NODES;
+use lupin_abi::layout::{GRANULE, MAX_POD_NAME, MIN_SYSTEM_SIZE, PodHeader};
+
+use super::raw::{self, BackendKind, RestartKind};
+use super::size::{Size, display};
+use super::{Backend, Guest, Heartbeat, Memory, Node, Pod, PodFileError, Restart, base_of};
+
+/// Longest name of a node: it is a folder name and part of socket paths.
+const MAX_NODE_NAME: usize = 32;
+/// Most virtual CPUs of a guest: xAPIC ids are 8 bits, and 255 is the broadcast.
+const MAX_CPUS: u32 = 254;
+/// Smallest guest memory that boots a stock kernel at all.
+const MIN_GUEST_MEMORY: u64 = 64 << 20;
+/// Room for ids that are added later, unless the pod file says otherwise.
+const DEFAULT_CAPACITY: u32 = 16;
+
+/// What the machine can give.
+#[derive(Clone, Copy, Debug)]
+pub struct HostLimits {
+    /// Bytes of RAM.
+    pub ram: u64,
+    /// Bytes that can still be written to the file system of the pod memory; `None` if the pod
+    /// memory exists already and takes nothing new.
+    pub free_for_memory: Option<u64>,
+}
+
+impl HostLimits {
+    /// Asks the machine.
+    pub fn of_this_host(pod: &Pod) -> Self {
+        let info = nix::sys::sysinfo::sysinfo();
+        let ram = info.map_or(u64::MAX, |info| info.ram_total());
+        let free_for_memory = if pod.memory.path.exists() {
+            None
+        } else {
+            let folder = pod.memory.path.parent().unwrap_or(Path::new("/"));
+            nix::sys::statvfs::statvfs(folder)
+                .ok()
+                .map(|fs| fs.blocks_available().saturating_mul(fs.fragment_size()))
+        };
+        Self {
+            ram,
+            free_for_memory,
+        }
+    }
+}
+
+/// Builds errors of one file.
+struct Complaint<'a>(&'a Path);
+
+impl Complaint<'_> {
+    fn about(
+        &self,
+        key: impl Display,
+        value: impl Display,
+        problem: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> PodFileError {
+        PodFileError::Value {
+            file: self.0.into(),
+            key: key.to_string(),
+            value: value.to_string(),
+            problem: problem.into(),
+            advice: advice.into(),
+        }
+    }
+
+    /// Sections and guest memories are whole granules.
+    fn whole_granules(&self, key: &str, size: &Size, least: u64) -> Result<u64, PodFileError> {
+        if !size.bytes.is_multiple_of(GRANULE) {
+            let below = size.bytes - size.bytes % GRANULE;
+            let advice = if below < least {
+                format!("use {}", display(least))
+            } else {
+                format!("use {} or {}", display(below), display(below + GRANULE))
+            };
+            let problem = "it is not a multiple of 2 MiB";
+            return Err(self.about(key, size, problem, advice));
+        }
+        if size.bytes < least {
+            let advice = format!("use at least {}", display(least));
+            return Err(self.about(key, size, "it is too small", advice));
+        }
+        Ok(size.bytes)
+    }
+}
+
+pub(super) fn check(raw: raw::PodFile, file: &Path) -> Result<Pod, PodFileError> {
+    let complain = Complaint(file);
+    check_name(&complain, "name", &raw.name, MAX_POD_NAME)?;
+    let base = base_of(file);
+    let heartbeat = check_heartbeat(&complain, &raw.heartbeat)?;
+    let nodes = check_nodes(&complain, &raw, &base)?;
+    let highest = nodes.last().map_or(0, |node| node.id.get());
+    let memory = check_memory(&complain, &raw.memory, &base, highest)?;
+    if let Some(node) = nodes.iter().find(|n| n.id.get() > memory.node_capacity) {
+        let problem = format!(
+            "the pod memory has room for ids up to node_capacity = {}",
+            memory.node_capacity
+        );
+        let advice = "raise memory.node_capacity (before the pod memory is formatted) or use a \
+                      smaller id";
+        return Err(complain.about("[[node]] id", node.id, problem, advice));
+    }
+    // The layout has the last word on sizes; 0 stands for the pod id, which has no rules.
+    PodHeader::new(
+        0,
+        &raw.name,
+        memory.node_capacity,
+        memory.system,
+        memory.pool,
+    )
+    .map_err(|e| {
+        let advice = "choose smaller sizes";
+        complain.about("[memory]", display(memory.pool), e.to_string(), advice)
+    })?;
+    Ok(Pod {
+        file: file.into(),
+        name: raw.name,
+        memory,
+        heartbeat,
+        nodes,
+    })
+}
+
+fn check_name(
+    complain: &Complaint<'_>,
+    key: &str,
+    name: &str,
+    longest: usize,
+) -> Result<(), PodFileError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.starts_with(['.', '-']) || !name.chars().all(allowed) {
+        let problem = "it is used as a folder name";
+        let advice = "use letters, digits, '-', '_' and '.', beginning with a letter or digit";
+        return Err(complain.about(key, format_args!("{name:?}"), problem, advice));
+    }
+    if name.len() > longest {
+        let advice = format!("use at most {longest} characters");
+        return Err(complain.about(key, format_args!("{name:?}"), "it is too long", advice));
+    }
+    Ok(())
+}
+
+fn check_memory(
+    complain: &Complaint<'_>,
+    raw: &raw::Memory,
+    base: &Path,
+    highest: u32,
+) -> Result<Memory, PodFileError> {
+    if raw.path.is_empty() || raw.path.ends_with('/') {
+        let advice = "name a file, such as \"demo.pod\"";
+        let value = format_args!("{:?}", raw.path);
+        return Err(complain.about("memory.path", value, "it is not a file name", advice));
+    }
+    if raw.path.contains(',') {
+        let problem = "a comma separates options on the command line of the VMM";
+        let value = format_args!("{:?}", raw.path);
+        return Err(complain.about("memory.path", value, problem, "rename the file"));
+    }
+    let default_system = Size::of_bytes(MIN_SYSTEM_SIZE);
+    let system = raw.system.as_ref().unwrap_or(&default_system);
+    let node_capacity = raw.node_capacity.unwrap_or(DEFAULT_CAPACITY.max(highest));
+    if node_capacity == 0 || node_capacity > MAX_NODES {
+        let problem = format!("it must be 1 to {MAX_NODES}");
+        let advice = "use 16, or as many nodes as the pod may ever have";
+        return Err(complain.about("memory.node_capacity", node_capacity, problem, advice));
+    }
+    Ok(Memory {
+        path: base.join(&raw.path),
+        pool: complain.whole_granules("memory.pool", &raw.pool, GRANULE)?,
+        system: complain.whole_granules("memory.system", system, MIN_SYSTEM_SIZE)?,
+        node_capacity,
+    })
+}
+
+fn check_heartbeat(
+    complain: &Complaint<'_>,
+    raw: &raw::Heartbeat,
+) -> Result<Heartbeat, PodFileError> {
+    let within = |key: &str, value: u64, least: u64, most: u64, default: u64| {
+        if (least..=most).contains(&value) {
+            return Ok(Duration::from_millis(value));
+        }
+        let problem = format!("it must be {least} to {most} milliseconds");
+        let advice = format!("leave it out for the default of {default}");
+        Err(complain.about(format_args!("heartbeat.{key}"), value, problem, advice))
+    };
+    let heartbeat = Heartbeat {
+        period: within("period_ms", raw.period_ms, 1, 10_000, 8)?,
+        poll: within("poll_ms", raw.poll_ms, 1, 10_000, 16)?,
+        deadline: within("deadline_ms", raw.deadline_ms, 2, 600_000, 100)?,
+        join_timeout: within(
+            "join_timeout_ms",
+            raw.join_timeout_ms,
+            100,
+            3_600_000,
+            60_000,
+        )?,
+    };
+    // Two missed beats and two looks: less would call a node dead for the manager's own rhythm.
+    let least = 2 * heartbeat.period.max(heartbeat.poll);
+    if heartbeat.deadline < least {
+        let problem = format!(
+            "a healthy node beats every {} ms and is looked at every {} ms",
+            raw.period_ms, raw.poll_ms
+        );
+        let advice = format!("use at least {}", least.as_millis());
+        return Err(complain.about("heartbeat.deadline_ms", raw.deadline_ms, problem, advice));
+    }
+    Ok(heartbeat)
+}
+
+fn check_nodes(
+    complain: &Complaint<'_>,
+    raw: &raw::PodFile,
+    base: &Path,
+) -> Result<Vec<Node>, PodFileError> {
+    if raw.nodes.is_empty() {
+        let advice = "add at least one [[node]] with an id";
+        return Err(complain.about("[[node]]", "none", "the pod has no nodes", advice));
+    }
+    let mut nodes: BTreeMap<NodeId, Node> = BTreeMap::new();
+    for node in &raw.nodes {
+        let Some(id) = NodeId::new(node.id) else {
+            let problem = format!("ids are 1 to {MAX_NODES}");
+            let advice = "choose another id";
+            return Err(complain.about("[[node]] id", node.id, problem, advice));
+        };
+        let name = node.name.clone().unwrap_or_else(|| format!("n{id}"));
+        check_name(
+            complain,
+            &format!("[[node]] id = {id}: name"),
+            &name,
+            MAX_NODE_NAME,
+        )?;
+        if let Some(other) = nodes.get(&id) {
+            let problem = format!("node {:?} has this id already", other.name);
+            let advice = "give every node an id of its own";
+            return Err(complain.about("[[node]] id", id, problem, advice));
+        }
+        if let Some(other) = nodes.values().find(|other| other.name == name) {
+            let problem = format!("node {} has this name already", other.id);
+            let advice = "give every node a name of its own";
+            let value = format_args!("{name:?}");
+            return Err(complain.about("[[node]] name", value, problem, advice));
+        }
+        let node = check_node(complain, id, name, &node.settings(&raw.defaults), base)?;
+        nodes.insert(id, node);
+    }
+    Ok(nodes.into_values().collect())
+}
+
+fn check_node(
+    complain: &Complaint<'_>,
+    id: NodeId,
+    name: String,
+    settings: &raw::Settings,
+    base: &Path,
+) -> Result<Node, PodFileError> {
+    let key = |field: &str| format!("[[node]] id = {id}: {field}");
+    let max_per_minute = settings.max_restarts_per_minute.unwrap_or(10);
+    if max_per_minute == 0 || max_per_minute > 600 {
+        let key = key("max_restarts_per_minute");
+        let advice = "use restart = \"never\" for a node that shall stay down, else 10";
+        return Err(complain.about(key, max_per_minute, "it must be 1 to 600", advice));
+    }
+    let backend = match settings.backend.unwrap_or(BackendKind::Kvm) {
+        BackendKind::Namespace => Backend::Namespace,
+        BackendKind::Kvm => {
+            let file = |field: &str, value: &Option<String>| -> Result<PathBuf, PodFileError> {
+                match value.as_deref() {
+                    None | Some("") => {
+                        let problem = "a kvm node needs it";
+                        let advice = format!(
+                            "set {field} here or in [defaults], or use backend = \"namespace\""
+                        );
+                        Err(complain.about(key(field), "nothing", problem, advice))
+                    }
+                    Some(path) => Ok(base.join(path)),
+                }
+            };
+            let cpus = settings.cpus.unwrap_or(1);
+            if cpus == 0 || cpus > MAX_CPUS {
+                let problem = format!("it must be 1 to {MAX_CPUS}");
+                return Err(complain.about(key("cpus"), cpus, problem, "use 1 or 2"));
+            }
+            let default_memory = Size::of_bytes(256 << 20);
+            let memory = settings.memory.as_ref().unwrap_or(&default_memory);
+            Backend::Kvm(Guest {
+                kernel: file("kernel", &settings.kernel)?,
+                initramfs: file("initramfs", &settings.initramfs)?,
+                cmdline: settings.cmdline.clone().unwrap_or_default(),
+                cpus,
+                memory: complain.whole_granules(&key("memory"), memory, MIN_GUEST_MEMORY)?,
+            })
+        }
+    };
+    Ok(Node {
+        id,
+        name,
+        backend,
+        restart: Restart {
+            kind: settings.restart.unwrap_or(RestartKind::Always),
+            max_per_minute,
+        },
+    })
+}
+
+pub(super) fn check_host(pod: &Pod, limits: &HostLimits) -> Result<(), PodFileError> {
+    let complain = Complaint(&pod.file);
+    let total = u64::from(pod.memory.node_capacity + 1) * GRANULE + pod.memory.system;
+    let total = total.saturating_add(pod.memory.pool);
+    if let Some(free) = limits.free_for_memory.filter(|free| *free < total) {
+        let problem = format!(
+            "the pod memory needs {} MiB and {} has {} MiB free",
+            total >> 20,
+            pod.memory.path.parent().unwrap_or(Path::new("/")).display(),
+            free >> 20
+        );
+        let advice = "choose a smaller pool or another memory.path";
+        return Err(complain.about("memory.pool", display(pod.memory.pool), problem, advice));
+    }
+    let mut guests = 0u64;
+    for node in &pod.nodes {
+        let Backend::Kvm(guest) = &node.backend else {
+            continue;
+        };
+        for (field, path) in [("kernel", &guest.kernel), ("initramfs", &guest.initramfs)] {
+            if !path.is_file() {
+                let key = format!("[[node]] id = {}: {field}", node.id);
+                let problem = "there is no such file";
+                let advice = "paths are relative to the pod file; build or download the file, or \
+                              correct the path";
+                return Err(complain.about(key, path.display(), problem, advice));
+            }
+        }
+        guests = guests.saturating_add(guest.memory);
+        if guests > limits.ram {
+            let key = format!("[[node]] id = {}: memory", node.id);
+            let problem = format!(
+                "the guests up to this one need {} MiB and this machine has {} MiB",
+                guests >> 20,
+                limits.ram >> 20
+            );
+            let advice = "give the guests less memory or the pod fewer nodes";
+            return Err(complain.about(key, display(guest.memory), problem, advice));
+        }
+    }
+    Ok(())
+}

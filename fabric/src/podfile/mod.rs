@@ -1,0 +1,215 @@
+//! The pod file: which nodes a pod has, and what they share.
+//!
+//! TOML, read strictly: a key that Lupin does not know is an error, because a mistyped key that is
+//! silently ignored is a pod that runs with another configuration than its operator believes.
+//! Every complaint names the file, the key, the value and what to do about it. Paths are
+//! relative to the pod file, so that a pod can be started from any folder.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `raw` | the file as written, in serde's terms |
+//! | `check` | from the raw file to a checked [`Pod`], and the check against the host |
+//! | [`size`] | sizes such as `256M` |
+
+mod check;
+mod raw;
+pub mod size;
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lupin_abi::NodeId;
+
+pub use check::HostLimits;
+pub use raw::{BackendKind, RestartKind};
+
+/// A pod file that was read and checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Where it was read from.
+    pub file: PathBuf,
+    /// The pod's name.
+    pub name: String,
+    /// The memory that the nodes share.
+    pub memory: Memory,
+    /// How often nodes show that they live, and how long they may be silent.
+    pub heartbeat: Heartbeat,
+    /// The nodes, by id.
+    pub nodes: Vec<Node>,
+}
+
+/// The `[memory]` table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// The file; absolute.
+    pub path: PathBuf,
+    /// Bytes of the pool: segments.
+    pub pool: u64,
+    /// Bytes of the system section.
+    pub system: u64,
+    /// How many node sections there are: the largest node id that the pod can ever have.
+    pub node_capacity: u32,
+}
+
+/// The `[heartbeat]` table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// Between two beats of an agent.
+    pub period: Duration,
+    /// Between two looks of the manager.
+    pub poll: Duration,
+    /// How long a node may be silent, in time that it could have run.
+    pub deadline: Duration,
+    /// How long a node may take from its start until its agent uses pod memory.
+    pub join_timeout: Duration,
+}
+
+/// One `[[node]]`, with the `[defaults]` applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its number.
+    pub id: NodeId,
+    /// Its name, unique in the pod; also the name of its runtime folder.
+    pub name: String,
+    /// What runs it.
+    pub backend: Backend,
+    /// What to do when it ends.
+    pub restart: Restart,
+}
+
+/// What runs a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// A KVM guest.
+    Kvm(Guest),
+    /// A process tree in namespaces of its own.
+    Namespace,
+}
+
+impl Backend {
+    /// The name used in the pod file.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Kvm(_) => "kvm",
+            Self::Namespace => "namespace",
+        }
+    }
+}
+
+/// What a KVM guest boots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guest {
+    /// The kernel image (bzImage); absolute.
+    pub kernel: PathBuf,
+    /// The initramfs; absolute.
+    pub initramfs: PathBuf,
+    /// Words appended to the kernel command line.
+    pub cmdline: String,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Bytes of the guest's own memory.
+    pub memory: u64,
+}
+
+/// What to do when a node ends, for whatever reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restart {
+    /// Always or never.
+    pub kind: RestartKind,
+    /// How many restarts a minute at most; beyond that the node waits.
+    pub max_per_minute: u32,
+}
+
+/// Why a pod file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PodFileError {
+    /// The file cannot be read.
+    #[error("{}: cannot read the pod file: {source}", file.display())]
+    Read {
+        /// The pod file.
+        file: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or a key is unknown or of the wrong type.
+    #[error("{}: {message}", file.display())]
+    Syntax {
+        /// The pod file.
+        file: PathBuf,
+        /// Line, column, and what is wrong there.
+        message: String,
+    },
+    /// A value cannot be used.
+    #[error("{}: {key} = {value}: {problem}; {advice}", file.display())]
+    Value {
+        /// The pod file.
+        file: PathBuf,
+        /// The key, with its table.
+        key: String,
+        /// The value as written.
+        value: String,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        advice: String,
+    },
+}
+
+impl Pod {
+    /// Reads and checks a pod file, without looking at the host.
+    ///
+    /// # Errors
+    /// For the first thing that is wrong.
+    pub fn load(file: &Path) -> Result<Self, PodFileError> {
+        let text = std::fs::read_to_string(file).map_err(|source| PodFileError::Read {
+            file: file.into(),
+            source,
+        })?;
+        Self::parse(&text, file)
+    }
+
+    /// Checks the text of a pod file; `file` is where its paths are relative to.
+    ///
+    /// # Errors
+    /// For the first thing that is wrong.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, PodFileError> {
+        let raw: raw::PodFile = toml::from_str(text).map_err(|e| PodFileError::Syntax {
+            file: file.into(),
+            message: e.to_string().trim_end().into(),
+        })?;
+        check::check(raw, file)
+    }
+
+    /// Checks what depends on the machine: that kernels and images are there, and that the sizes
+    /// fit into it.
+    ///
+    /// # Errors
+    /// For the first thing that is wrong.
+    pub fn check_host(&self, limits: &HostLimits) -> Result<(), PodFileError> {
+        check::check_host(self, limits)
+    }
+
+    /// The node of an id.
+    pub fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.id == id)
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node {} ({})", self.id, self.name)
+    }
+}
+
+/// The folder that paths in a pod file are relative to.
+fn base_of(file: &Path) -> PathBuf {
+    let parent = file.parent().filter(|p| *p != OsStr::new(""));
+    let parent = parent.unwrap_or(Path::new("."));
+    std::path::absolute(parent).unwrap_or_else(|_| parent.into())
+}
+
+#[cfg(test)]
+#[path = "podfile_test.rs"]
+mod podfile_test;

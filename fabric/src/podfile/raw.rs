@@ -1,0 +1,118 @@
+//! The pod file as it is written.
+
+use serde::Deserialize;
+
+use super::size::Size;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PodFile {
+    pub name: String,
+    pub memory: Memory,
+    #[serde(default)]
+    pub heartbeat: Heartbeat,
+    #[serde(default)]
+    pub defaults: Settings,
+    #[serde(default, rename = "node")]
+    pub nodes: Vec<Node>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Memory {
+    pub path: String,
+    pub pool: Size,
+    pub system: Option<Size>,
+    pub node_capacity: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Heartbeat {
+    pub period_ms: u64,
+    pub poll_ms: u64,
+    pub deadline_ms: u64,
+    pub join_timeout_ms: u64,
+}
+
+impl Default for Heartbeat {
+    fn default() -> Self {
+        Self {
+            period_ms: 8,
+            poll_ms: 16,
+            deadline_ms: 100,
+            join_timeout_ms: 60_000,
+        }
+    }
+}
+
+/// The keys that `[defaults]` and `[[node]]` have in common. They are spelled out twice because
+/// serde cannot combine `flatten` with `deny_unknown_fields`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Settings {
+    pub backend: Option<BackendKind>,
+    pub kernel: Option<String>,
+    pub initramfs: Option<String>,
+    pub cmdline: Option<String>,
+    pub cpus: Option<u32>,
+    pub memory: Option<Size>,
+    pub restart: Option<RestartKind>,
+    pub max_restarts_per_minute: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Node {
+    pub id: u32,
+    pub name: Option<String>,
+    backend: Option<BackendKind>,
+    kernel: Option<String>,
+    initramfs: Option<String>,
+    cmdline: Option<String>,
+    cpus: Option<u32>,
+    memory: Option<Size>,
+    restart: Option<RestartKind>,
+    max_restarts_per_minute: Option<u32>,
+}
+
+impl Node {
+    /// The node's own settings, and the defaults where it has none.
+    pub fn settings(&self, defaults: &Settings) -> Settings {
+        let or = |own: &Option<String>, default: &Option<String>| {
+            own.as_ref().or(default.as_ref()).cloned()
+        };
+        Settings {
+            backend: self.backend.or(defaults.backend),
+            kernel: or(&self.kernel, &defaults.kernel),
+            initramfs: or(&self.initramfs, &defaults.initramfs),
+            cmdline: or(&self.cmdline, &defaults.cmdline),
+            cpus: self.cpus.or(defaults.cpus),
+            memory: self.memory.clone().or(defaults.memory.clone()),
+            restart: self.restart.or(defaults.restart),
+            max_restarts_per_minute: self
+                .max_restarts_per_minute
+                .or(defaults.max_restarts_per_minute),
+        }
+    }
+}
+
+/// The values of `backend`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackendKind {
+    /// A KVM guest.
+    Kvm,
+    /// A process tree in namespaces of its own.
+    Namespace,
+}
+
+/// The values of `restart`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartKind {
+    /// Start the node again whatever ended it.
+    Always,
+    /// Leave it down.
+    Never,
+}

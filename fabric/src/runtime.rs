@@ -1,0 +1,472 @@
+//! The pod's runtime folder: everything about a running pod that is not in pod memory.
+//!
+//! ```text
+//! /run/lupin/pods/<pod>/          mode 0700
+//!   fabricd.lock                  flock: one manager
+//!   fabricd.sock                  control interface
+//!   fabricd.log
+//!   pod.toml                      the pod file as it is used
+//!   manager.json                  which boot of the host, which pod memory: is this a take-over?
+//!   nodes/<name>/
+//!     node.json                   the process that runs the node
+//!     console.log                 what the node wrote
+//!     control.sock agent.sock exit.json
+//!     run/                        /run/lupin inside a namespace node
+//! ```
+//!
+//! Records are written to a temporary name and renamed: a reader finds the old or the new one.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use lupin_abi::Generation;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::api::CONTROL_SOCKET;
+use crate::sys::process::{ProcessName, host_boot_id};
+use crate::vmm_protocol;
+
+/// Where pods have their runtime folders, unless [`RUNTIME_DIR_ENV`] or a flag says otherwise.
+pub const DEFAULT_RUNTIME_DIR: &str = "/run/lupin/pods";
+/// Environment variable that overrides [`DEFAULT_RUNTIME_DIR`].
+pub const RUNTIME_DIR_ENV: &str = "LUPIN_RUNTIME_DIR";
+
+/// Longest path of a UNIX socket, without the closing zero.
+const MAX_SOCKET_PATH: usize = 107;
+
+/// Why a runtime folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// Another manager runs.
+    #[error("{}: another fabric manager runs this pod (process {pid}); steer it with `lupin-vmm pod`, or bring the pod down first", folder.display())]
+    Locked {
+        /// The pod's runtime folder.
+        folder: PathBuf,
+        /// What that manager wrote into the lock file.
+        pid: String,
+    },
+    /// Somebody else could change what is in it.
+    #[error("{}: the folder belongs to user {uid}, not to you; remove it or choose another --runtime-dir", folder.display())]
+    Owner {
+        /// The folder.
+        folder: PathBuf,
+        /// Its owner.
+        uid: u32,
+    },
+    /// Socket paths have a limit of the kernel.
+    #[error("{}: the path is {length} bytes long and a socket path may have {MAX_SOCKET_PATH}; choose a shorter --runtime-dir", path.display())]
+    PathTooLong {
+        /// The longest socket path that the pod would need.
+        path: PathBuf,
+        /// Its length.
+        length: usize,
+    },
+    /// A system call failed.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// File or folder.
+        path: PathBuf,
+        /// What was attempted.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// The process that runs a node, across managers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeRecord {
+    /// The process: VMM, or init of the namespaces.
+    pub process: ProcessName,
+    /// The boot of the host in which it was started.
+    pub host_boot_id: String,
+    /// The generation that it runs as.
+    pub generation: Generation,
+    /// `kvm` or `namespace`.
+    pub backend: String,
+    /// When it was started, in nanoseconds of the monotonic clock.
+    pub started_ns: u64,
+}
+
+/// What a manager leaves to the next one, besides pod memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ManagerRecord {
+    host_boot_id: String,
+    pod_id: String,
+}
+
+/// A pod's runtime folder, locked by this process.
+#[derive(Debug)]
+pub struct RuntimeFolder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl RuntimeFolder {
+    /// Makes the folder of `pod` under `base` if needed, and takes its lock.
+    ///
+    /// # Errors
+    /// If another manager has it, if it belongs to another user, or of the file system.
+    pub fn open(base: &Path, pod: &str, longest_node: usize) -> Result<Self, RuntimeError> {
+        let path = std::path::absolute(base)
+            .unwrap_or_else(|_| base.into())
+            .join(pod);
+        let node = path.join("nodes").join("x".repeat(longest_node));
+        let socket = node.join(vmm_protocol::CONTROL_SOCKET);
+        let length = socket.as_os_str().len();
+        if length > MAX_SOCKET_PATH {
+            return Err(RuntimeError::PathTooLong {
+                path: socket,
+                length,
+            });
+        }
+        make_private(&path)?;
+        let lock_path = path.join("fabricd.lock");
+        let lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(failed(&lock_path, "open the lock file"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                let pid = fs::read_to_string(&lock_path).unwrap_or_default();
+                return Err(RuntimeError::Locked {
+                    folder: path,
+                    pid: pid.trim().into(),
+                });
+            }
+            Err(fs::TryLockError::Error(e)) => {
+                return Err(failed(&lock_path, "lock the lock file")(e));
+            }
+        }
+        fs::write(&lock_path, format!("{}\n", std::process::id()))
+            .map_err(failed(&lock_path, "write the lock file"))?;
+        let nodes = path.join("nodes");
+        make_private(&nodes)?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The control socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.path.join(CONTROL_SOCKET)
+    }
+
+    /// Whether a manager of this boot left this pod without bringing it down: nodes may run.
+    pub fn is_takeover(&self, pod_id: u128) -> bool {
+        read_json::<ManagerRecord>(&self.path.join("manager.json"))
+            .is_some_and(|found| found == ManagerRecord::current(pod_id))
+    }
+
+    /// Records that this pod is run from here on: a successor takes over.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn mark_running(&self, pod_id: u128) -> Result<(), RuntimeError> {
+        let path = self.path.join("manager.json");
+        write_json(&path, &ManagerRecord::current(pod_id))
+    }
+
+    /// Keeps the pod file as it is used, for those who ask for the pod by name.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn keep_pod_file(&self, file: &Path) -> Result<(), RuntimeError> {
+        let path = self.path.join("pod.toml");
+        fs::copy(file, &path).map_err(failed(&path, "copy the pod file to"))?;
+        Ok(())
+    }
+
+    /// The folder of one node, made if needed.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn node(&self, name: &str) -> Result<NodeFolder, RuntimeError> {
+        let path = self.path.join("nodes").join(name);
+        make_private(&path)?;
+        Ok(NodeFolder { path })
+    }
+
+    /// Removes what would make a successor believe that the pod runs. The logs stay.
+    pub fn mark_stopped(&self) {
+        let _ = fs::remove_file(self.path.join("manager.json"));
+        let _ = fs::remove_file(self.control_socket());
+    }
+}
+
+impl ManagerRecord {
+    fn current(pod_id: u128) -> Self {
+        Self {
+            host_boot_id: host_boot_id(),
+            pod_id: format!("{pod_id:032x}"),
+        }
+    }
+}
+
+/// The runtime folder of one node.
+#[derive(Clone, Debug)]
+pub struct NodeFolder {
+    path: PathBuf,
+}
+
+impl NodeFolder {
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The stream to the node's agent.
+    pub fn agent_socket(&self) -> PathBuf {
+        self.path.join(vmm_protocol::AGENT_SOCKET)
+    }
+
+    /// The control socket of the node's VMM.
+    pub fn control_socket(&self) -> PathBuf {
+        self.path.join(vmm_protocol::CONTROL_SOCKET)
+    }
+
+    /// What the node writes to its console.
+    pub fn console(&self) -> PathBuf {
+        self.path.join(vmm_protocol::CONSOLE_FILE)
+    }
+
+    /// `/run/lupin` of a namespace node.
+    pub fn run(&self) -> PathBuf {
+        self.path.join("run")
+    }
+
+    /// Removes what an earlier life left; the record and the logs stay.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn clean(&self) -> Result<(), RuntimeError> {
+        for path in [
+            self.agent_socket(),
+            self.control_socket(),
+            self.path.join(vmm_protocol::EXIT_FILE),
+        ] {
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed(&path, "remove what an earlier life left")(e));
+                }
+                _ => {}
+            }
+        }
+        let run = self.run();
+        match fs::remove_dir_all(&run) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(failed(&run, "remove what an earlier life left")(e));
+            }
+            _ => {}
+        }
+        // Open to all: inside the node it is /run/lupin, whose way leads not through here.
+        DirBuilder::new()
+            .mode(0o755)
+            .create(&run)
+            .map_err(failed(&run, "create the folder"))
+    }
+
+    /// The process on record, if a record of this boot is there.
+    pub fn record(&self) -> Option<NodeRecord> {
+        let record: NodeRecord = read_json(&self.path.join("node.json"))?;
+        (record.host_boot_id == host_boot_id()).then_some(record)
+    }
+
+    /// Writes the record.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn write_record(&self, record: &NodeRecord) -> Result<(), RuntimeError> {
+        write_json(&self.path.join("node.json"), record)
+    }
+
+    /// The last lines that the node wrote to its console; empty if it wrote none.
+    pub fn console_tail(&self, lines: usize) -> Vec<String> {
+        tail(&self.console(), lines)
+    }
+
+    /// Opens the console for a new life: what an earlier life wrote stays as `console.log.1`.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn rotate_console(&self) -> Result<(), RuntimeError> {
+        let (now, before) = (self.console(), self.path.join("console.log.1"));
+        match fs::rename(&now, before) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(failed(&now, "keep the console of the earlier life")(e))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The last lines of a text file that may be large and need not be UTF-8.
+fn tail(path: &Path, lines: usize) -> Vec<String> {
+    use std::io::{Read, Seek, SeekFrom};
+    const MOST: u64 = 16 << 10;
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|mut file| {
+        let length = file.metadata()?.size();
+        file.seek(SeekFrom::Start(length.saturating_sub(MOST)))?;
+        file.take(MOST).read_to_end(&mut bytes)
+    });
+    if read.is_err() {
+        return Vec::new();
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let printable = |line: &str| -> String {
+        line.chars()
+            .filter(|c| !c.is_control())
+            .take(300)
+            .collect::<String>()
+    };
+    let all: Vec<String> = text
+        .lines()
+        .map(printable)
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    all[all.len().saturating_sub(lines)..].to_vec()
+}
+
+/// Makes a folder that is ours alone, with the folders above it.
+fn make_private(path: &Path) -> Result<(), RuntimeError> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(failed(parent, "create the folder"))?;
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(failed(path, "create the folder")(e));
+        }
+        _ => {}
+    }
+    let metadata = fs::symlink_metadata(path).map_err(failed(path, "look at the folder"))?;
+    let us = nix::unistd::geteuid().as_raw();
+    if metadata.uid() != us || !metadata.is_dir() {
+        return Err(RuntimeError::Owner {
+            folder: path.into(),
+            uid: metadata.uid(),
+        });
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+        .map_err(failed(path, "make the folder private"))
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    let bytes = fs::read(path).ok()?;
+    match serde_json::from_slice(&bytes) {
+        Ok(value) => Some(value),
+        Err(e) => {
+            log::warn!("{}: not a record of this version: {e}", path.display());
+            None
+        }
+    }
+}
+
+fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), RuntimeError> {
+    let temporary = path.with_extension("new");
+    serde_json::to_vec(value)
+        .map_err(io::Error::from)
+        .and_then(|bytes| fs::write(&temporary, bytes))
+        .and_then(|()| fs::rename(&temporary, path))
+        .map_err(failed(path, "write the record"))
+}
+
+fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> RuntimeError {
+    let path = path.into();
+    move |source| RuntimeError::Io {
+        path,
+        action,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_manager_a_folder_and_the_second_learns_who_has_it() {
+        let base = tempfile::tempdir().unwrap();
+        let first = RuntimeFolder::open(base.path(), "demo", 8).unwrap();
+        let mode = first.path().metadata().unwrap().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        let error = RuntimeFolder::open(base.path(), "demo", 8).unwrap_err();
+        assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+        RuntimeFolder::open(base.path(), "other", 8).unwrap();
+        drop(first);
+        RuntimeFolder::open(base.path(), "demo", 8).unwrap();
+    }
+
+    #[test]
+    fn a_takeover_is_of_the_same_pod_and_not_stopped() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = RuntimeFolder::open(base.path(), "demo", 8).unwrap();
+        assert!(!folder.is_takeover(7));
+        folder.mark_running(7).unwrap();
+        assert!(folder.is_takeover(7));
+        assert!(!folder.is_takeover(8));
+        folder.mark_stopped();
+        assert!(!folder.is_takeover(7));
+    }
+
+    #[test]
+    fn records_are_whole_or_absent_and_of_this_boot() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = RuntimeFolder::open(base.path(), "demo", 8).unwrap();
+        let node = folder.node("n1").unwrap();
+        assert!(node.record().is_none());
+        let mut record = NodeRecord {
+            process: ProcessName {
+                pid: 1,
+                start_time: 2,
+            },
+            host_boot_id: host_boot_id(),
+            generation: 3,
+            backend: "kvm".into(),
+            started_ns: 4,
+        };
+        node.write_record(&record).unwrap();
+        assert_eq!(node.record(), Some(record.clone()));
+        record.host_boot_id = "another boot".into();
+        node.write_record(&record).unwrap();
+        assert!(node.record().is_none());
+        fs::write(node.path().join("node.json"), "{").unwrap();
+        assert!(node.record().is_none());
+    }
+
+    #[test]
+    fn a_path_too_long_for_sockets_is_refused_in_words() {
+        let base = tempfile::tempdir().unwrap();
+        let deep = base.path().join("d".repeat(90));
+        let error = RuntimeFolder::open(&deep, "demo", 8).unwrap_err();
+        assert!(error.to_string().contains("--runtime-dir"), "{error}");
+    }
+
+    #[test]
+    fn the_tail_of_a_console_is_printable_and_short() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = RuntimeFolder::open(base.path(), "demo", 8).unwrap();
+        let node = folder.node("n1").unwrap();
+        assert!(node.console_tail(3).is_empty());
+        fs::write(node.console(), b"one\r\n\ntwo\x1b[0m\xff\nthree").unwrap();
+        assert_eq!(node.console_tail(2), ["two[0m\u{fffd}", "three"]);
+        node.rotate_console().unwrap();
+        assert!(node.console_tail(2).is_empty());
+        node.rotate_console().unwrap();
+        node.clean().unwrap();
+        node.clean().unwrap();
+    }
+}

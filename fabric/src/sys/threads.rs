@@ -1,0 +1,74 @@
+//! What the host's scheduler did to the threads of a process.
+
+use std::fs;
+
+use super::process::stat_fields;
+
+/// One thread's account with the scheduler, in nanoseconds since it started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThreadTimes {
+    /// Kernel thread id.
+    pub tid: u32,
+    /// On a CPU.
+    pub run_ns: u64,
+    /// Runnable, but waiting for a CPU. The kernel adds a wait only when it is over.
+    pub delay_ns: u64,
+    /// Runnable at this moment, on a CPU or waiting for one.
+    pub runnable: bool,
+}
+
+/// The ids of a process's threads; empty if it is gone.
+pub fn of_process(pid: u32) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// Reads the account of one thread of a process; `None` if it is gone, or if the kernel keeps no
+/// accounts (`CONFIG_SCHED_INFO`, which every distribution has).
+pub fn times(pid: u32, tid: u32) -> Option<ThreadTimes> {
+    let schedstat = fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).ok()?;
+    let (run_ns, delay_ns) = parse_schedstat(&schedstat)?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+    let runnable = stat_fields(&stat)?.next()? == "R";
+    Some(ThreadTimes {
+        tid,
+        run_ns,
+        delay_ns,
+        runnable,
+    })
+}
+
+/// `run delay timeslices`, in nanoseconds.
+fn parse_schedstat(line: &str) -> Option<(u64, u64)> {
+    let mut fields = line.split_ascii_whitespace();
+    let run = fields.next()?.parse().ok()?;
+    let delay = fields.next()?.parse().ok()?;
+    Some((run, delay))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_threads_have_accounts() {
+        let pid = std::process::id();
+        let tids = of_process(pid);
+        assert!(tids.contains(&pid));
+        let before = times(pid, pid).unwrap();
+        assert_eq!(before.tid, pid);
+        assert!(times(pid, 1).is_none(), "not our thread");
+        assert!(of_process(u32::MAX).is_empty());
+    }
+
+    #[test]
+    fn garbage_is_no_account() {
+        assert_eq!(parse_schedstat("12 34 5\n"), Some((12, 34)));
+        assert_eq!(parse_schedstat(""), None);
+        assert_eq!(parse_schedstat("a b c"), None);
+    }
+}
