@@ -1,7 +1,7 @@
 //! The first serial port: a 16550 whose output goes to a file, to the terminal or nowhere.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::{fmt, io};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -43,6 +43,16 @@ impl FromStr for SerialSpec {
                 text,
                 "use file=PATH, tty or null",
             )),
+        }
+    }
+}
+
+impl fmt::Display for SerialSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "file={}", path.display()),
+            Self::Tty => f.write_str("tty"),
+            Self::Null => f.write_str("null"),
         }
     }
 }

@@ -1,9 +1,11 @@
 //! `lupin-vmm run`: one guest, from its arguments to its exit status.
 
 pub mod config;
+mod devices;
 pub mod machine;
 pub mod options;
 pub mod outcome;
+mod platform;
 
 use std::sync::Arc;
 use std::{io, thread};
