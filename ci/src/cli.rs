@@ -1,14 +1,19 @@
 //! The command line.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use lupin_images::{ImageError, KernelTree};
 
-use crate::host::{self, say};
+use crate::demo::{self, DemoArgs, DemoError};
+use crate::host::{self, RunError, say};
 use crate::nested::{self, Ending, Job, NestedError};
+use crate::products::{self, Profile};
 use crate::setup::{self, Component, Series};
+use crate::story::{self, StoryArgs};
+use crate::test::{self, TestArgs, TestError};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -26,9 +31,26 @@ struct Cli {
 enum Command {
     /// Download what tests and demo need (the other commands do it by themselves)
     Setup,
+    /// Build the products: static binaries
+    Build {
+        /// With optimisation
+        #[arg(long)]
+        release: bool,
+    },
+    /// Build a guest image (an initramfs) with the agent and the applications
+    Image(ImageArgs),
     /// Run programs in the nested test host: an emulated machine with KVM
     #[command(subcommand)]
     Nested(Nested),
+    /// Run every test: formatting, lints, unit tests, namespace pods, pods of KVM guests
+    Test(TestArgs),
+    /// Show a pod that loses a node in the middle of a job and gives the right answer
+    Demo(DemoArgs),
+    /// Check licences, sources and advisories of all dependencies (installs cargo-deny)
+    Deny,
+    /// The demo's story, told on this very machine; `demo` runs it in the right place
+    #[command(hide = true)]
+    Story(StoryArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -79,15 +101,57 @@ struct NestedRun {
     args: Vec<String>,
 }
 
+#[derive(Debug, Args)]
+struct ImageArgs {
+    /// The file to write
+    #[arg(long, short, value_name = "FILE", default_value = "guest.cpio")]
+    output: PathBuf,
+    /// The kernel that it is for
+    #[arg(
+        long,
+        value_name = "SERIES",
+        default_value = "6.1",
+        conflicts_with = "kernel_dir"
+    )]
+    kernel: Series,
+    /// A directory with an unpacked kernel package of your own
+    #[arg(long, value_name = "DIR")]
+    kernel_dir: Option<PathBuf>,
+    /// Load one more module; may be given several times
+    #[arg(long = "module", value_name = "NAME")]
+    modules: Vec<String>,
+    /// Put a file of this machine into the image; may be given several times
+    #[arg(long = "file", value_name = "HERE=THERE", value_parser = parse_pair)]
+    files: Vec<(String, String)>,
+    /// With the development build of the products instead of the release build
+    #[arg(long)]
+    dev: bool,
+}
+
 /// Runs what the command line asks for.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Command::Story(args) = &cli.command {
+        // It has its own way to end on Ctrl-C.
+        return tell(args);
+    }
     host::catch_signals();
     match dispatch(cli.command) {
         Ok(status) => ExitCode::from(status),
         Err(failure) => {
             say!("error: {}", failure.message);
             ExitCode::from(failure.status)
+        }
+    }
+}
+
+fn tell(args: &StoryArgs) -> ExitCode {
+    match story::run(args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            say!("error: {error}");
+            ExitCode::FAILURE
         }
     }
 }
@@ -113,13 +177,87 @@ impl From<setup::SetupError> for Failure {
     }
 }
 
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        let status = if matches!(error, RunError::Interrupted) {
+            130
+        } else {
+            1
+        };
+        Self {
+            message: error.to_string(),
+            status,
+        }
+    }
+}
+
+impl From<ImageError> for Failure {
+    fn from(error: ImageError) -> Self {
+        Self {
+            message: error.to_string(),
+            status: 1,
+        }
+    }
+}
+
+impl From<TestError> for Failure {
+    fn from(error: TestError) -> Self {
+        match error {
+            TestError::Run(error) => error.into(),
+            TestError::Setup(error) => error.into(),
+            error @ TestError::Prepare(_) => Self {
+                message: error.to_string(),
+                status: 1,
+            },
+        }
+    }
+}
+
+impl From<DemoError> for Failure {
+    fn from(error: DemoError) -> Self {
+        match error {
+            DemoError::Run(error) => error.into(),
+            DemoError::Setup(error) => error.into(),
+            DemoError::Nested(error) => error.into(),
+            error => Self {
+                message: error.to_string(),
+                status: 1,
+            },
+        }
+    }
+}
+
 fn dispatch(command: Command) -> Result<u8, Failure> {
     match command {
         Command::Setup => {
-            setup::ensure(&Component::ALL)?;
-            say!("everything is in {}", host::cache_dir().display());
+            let cache = setup::ensure(&Component::ALL)?;
+            for series in [Series::V6_1, Series::V6_12] {
+                let kernel = KernelTree::open(&cache.kernel(series))?;
+                println!("kernel {series}: {}", kernel.image().display());
+            }
+            println!("text: {}", cache.text().display());
             Ok(0)
         }
+        Command::Build { release } => {
+            let profile = if release {
+                Profile::Release
+            } else {
+                Profile::Dev
+            };
+            println!("{}", products::build(profile)?.display());
+            Ok(0)
+        }
+        Command::Image(args) => {
+            build_image(args)?;
+            Ok(0)
+        }
+        Command::Test(args) => Ok(u8::from(!test::run(&args)?)),
+        Command::Demo(args) => Ok(demo::run(&args)?),
+        Command::Deny => {
+            deny()?;
+            Ok(0)
+        }
+        Command::Story(_) => unreachable!("handled before signals are caught"),
         Command::Nested(Nested::Run(run)) => {
             let mut job = Job::new(run.program, run.args);
             job.timeout = Duration::from_secs(run.timeout);
@@ -139,6 +277,55 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
             Ok(nested::runner::run(&binary, args).map(Ending::status)?)
         }
     }
+}
+
+fn build_image(args: ImageArgs) -> Result<(), Failure> {
+    let bin_dir = products::build(if args.dev {
+        Profile::Dev
+    } else {
+        Profile::Release
+    })?;
+    let (cache, kernel) = match &args.kernel_dir {
+        Some(dir) => (
+            setup::ensure(&[Component::Busybox])?,
+            KernelTree::open(dir)?,
+        ),
+        None => {
+            let cache = setup::ensure(&[Component::Busybox, Component::Kernel(args.kernel)])?;
+            let kernel = KernelTree::open(&cache.kernel(args.kernel))?;
+            (cache, kernel)
+        }
+    };
+    let mut image = products::guest_image(&cache, &bin_dir);
+    for module in &args.modules {
+        image = image.module(module);
+    }
+    for (here, there) in &args.files {
+        image = image.file(here.as_ref(), there);
+    }
+    image.write(&kernel, &args.output)?;
+    say!("{} is for this kernel:", args.output.display());
+    println!("{}", kernel.image().display());
+    Ok(())
+}
+
+fn deny() -> Result<(), RunError> {
+    let there = host::cargo("deny")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !there {
+        say!("installing cargo-deny; compiling it takes some minutes");
+        // In a directory outside the checkout, so that the checkout's flags do not apply.
+        host::run_ok(
+            host::cargo("install")
+                .args(["--locked", "cargo-deny"])
+                .current_dir("/"),
+        )?;
+    }
+    host::run_ok(host::cargo("deny").arg("check"))
 }
 
 fn parse_pair(text: &str) -> Result<(String, String), String> {

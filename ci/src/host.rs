@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +23,9 @@ pub(crate) use say;
 
 /// How often waiting loops look whether the user wants to stop.
 pub(crate) const POLL: Duration = Duration::from_millis(20);
+
+/// How long a command may take to clean up after it was asked to end.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A child process could not be run, failed, or the user stopped everything.
 #[derive(Debug, thiserror::Error)]
@@ -82,13 +85,13 @@ pub(crate) fn die_with_parent(signal: Signal) {
     let _ = prctl::set_pdeathsig(signal);
 }
 
-/// Makes the child die with this process, however this process ends.
+/// Sends the child `signal` when this process ends, however it ends.
 ///
-/// The kernel watches the *thread* that starts the child, so call it from the main thread.
-pub(crate) fn tie_to_us(command: &mut Command) -> &mut Command {
+/// The kernel watches the *thread* that starts the child, so start it from the main thread.
+fn tie_to_us(command: &mut Command, signal: Signal) -> &mut Command {
     let us = Pid::this();
     let tie = move || {
-        prctl::set_pdeathsig(Signal::SIGKILL)?;
+        prctl::set_pdeathsig(signal)?;
         // We may have died before the line above took effect.
         if getppid() == us {
             Ok(())
@@ -110,9 +113,12 @@ pub(crate) fn our_stderr() -> Stdio {
 }
 
 /// Runs a command to its end, with its output shown, and returns its status.
+///
+/// When the user stops us, the command is asked to end, and made to after [`PATIENCE`].
 pub(crate) fn run(command: &mut Command) -> Result<ExitStatus, RunError> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let mut child = start(command)?;
+    // It may have something to clean up.
+    let mut child = start_tied(command, Signal::SIGTERM)?;
     let mut asked: Option<Instant> = None;
     loop {
         match child.try_wait() {
@@ -127,7 +133,7 @@ pub(crate) fn run(command: &mut Command) -> Result<ExitStatus, RunError> {
                     terminate(&child);
                     asked = Some(Instant::now());
                 }
-                Some(since) if since.elapsed() > Duration::from_secs(5) => {
+                Some(since) if since.elapsed() > PATIENCE => {
                     // It may just have ended; then there is nothing to kill.
                     let _ = child.kill();
                 }
@@ -151,29 +157,41 @@ pub(crate) fn run_ok(command: &mut Command) -> Result<(), RunError> {
     }
 }
 
-/// Runs a command and returns what it printed on stdout.
+/// Runs a command and returns what it printed on stdout. An unsuccessful end is an error.
 pub(crate) fn output_of(command: &mut Command) -> Result<String, RunError> {
+    let output = output(command)?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(RunError::Failed {
+            command: words(command),
+            status: output.status,
+        })
+    }
+}
+
+/// Runs a command that ends soon and collects its stdout.
+pub(crate) fn output(command: &mut Command) -> Result<Output, RunError> {
     let program = command.get_program().to_string_lossy().into_owned();
-    command.stdout(Stdio::piped());
-    let child = start(command)?;
+    let child = start(command.stdout(Stdio::piped()))?;
     let output = child
         .wait_with_output()
         .map_err(|source| RunError::Wait { program, source })?;
     if interrupted() {
-        return Err(RunError::Interrupted);
+        Err(RunError::Interrupted)
+    } else {
+        Ok(output)
     }
-    if !output.status.success() {
-        return Err(RunError::Failed {
-            command: words(command),
-            status: output.status,
-        });
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Starts a command that dies with us.
 pub(crate) fn start(command: &mut Command) -> Result<Child, RunError> {
-    tie_to_us(command).spawn().map_err(|source| {
+    start_tied(command, Signal::SIGKILL)
+}
+
+/// Starts a command that gets `signal` when we die.
+fn start_tied(command: &mut Command, signal: Signal) -> Result<Child, RunError> {
+    tie_to_us(command, signal).spawn().map_err(|source| {
         let hint = if source.kind() == io::ErrorKind::NotFound {
             " (is it installed, and in PATH?)"
         } else {
@@ -190,6 +208,30 @@ pub(crate) fn start(command: &mut Command) -> Result<Child, RunError> {
 fn terminate(child: &Child) {
     // An ended child is not reaped before the next try_wait, so the id is still its own.
     let _ = kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM);
+}
+
+/// The program that runs now, to be put elsewhere. A name may no longer lead to it: cargo replaces
+/// the file when it builds the workspace.
+pub(crate) fn this_program() -> &'static Path {
+    Path::new("/proc/self/exe")
+}
+
+/// `program`, as root: as it is, or through sudo.
+pub(crate) fn as_root(program: &Path) -> Command {
+    if nix::unistd::geteuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("sudo");
+    command.arg("--").arg(program);
+    command
+}
+
+/// Cargo, the one that started us if it was cargo.
+pub(crate) fn cargo(verb: &str) -> Command {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.arg(verb).current_dir(checkout());
+    command
 }
 
 /// A command as one would type it, for messages.

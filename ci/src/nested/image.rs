@@ -8,6 +8,7 @@ use lupin_images::{Archive, KernelTree};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::{Job, NestedError};
+use crate::host;
 use crate::setup::Cache;
 
 /// Modules of the nested host: the port to the outside, and KVM.
@@ -53,8 +54,7 @@ pub(super) fn build(cache: &Cache, job: &Job) -> Result<Image, NestedError> {
     )?;
     archive.file("/etc/group", 0o644, *b"root:x:0:\nnogroup:x:65534:\n")?;
     archive.host_program(&cache.busybox(), "/usr/bin/busybox")?;
-    let this = std::env::current_exe().map_err(prepare("finding this program"))?;
-    archive.host_program(&this, "/init")?;
+    archive.host_program(host::this_program(), "/init")?;
     archive.kernel_modules(&kernel, &MODULES)?;
 
     let program = place_program(&mut archive, &job.program)?;
@@ -93,6 +93,9 @@ fn place_program(archive: &mut Archive, program: &Path) -> Result<String, Nested
     let bare = program.components().count() == 1 && !program.exists();
     if bare {
         return Ok(program.to_string_lossy().into_owned());
+    }
+    if program == host::this_program() {
+        return Ok("/init".into());
     }
     let name = program.file_name().unwrap_or_default().to_string_lossy();
     let there = format!("/opt/nested/{name}");

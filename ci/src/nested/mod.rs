@@ -31,6 +31,9 @@ use wire::Frame;
 /// Booting usually takes five seconds; on a busy machine several times that.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
 
+/// What the nested host itself runs, unless another is asked for.
+pub(crate) const HOST_KERNEL: Series = Series::V6_1;
+
 /// The status with which `timeout(1)` reports a time limit.
 pub(crate) const STATUS_TIME_LIMIT: u8 = 124;
 
@@ -66,7 +69,7 @@ impl Job {
             timeout: Duration::from_secs(900),
             cpus: default_cpus(),
             memory: "4G".into(),
-            kernel: Series::V6_1,
+            kernel: HOST_KERNEL,
             console: None,
         }
     }
@@ -150,6 +153,7 @@ pub(crate) fn run(job: &Job) -> Result<Ending, NestedError> {
             Attempt::Ended(ending) => return Ok(ending),
             Attempt::NoBoot { reason, console } if retries == 0 => {
                 retries += 1;
+                report_retry();
                 say!("nested host: {reason}; boot retry {retries} of 1 (counted)");
                 for line in console.lines() {
                     say!("nested host's console: {line}");
@@ -159,6 +163,22 @@ pub(crate) fn run(job: &Job) -> Result<Ending, NestedError> {
                 return Err(NestedError::NoBoot { reason, console });
             }
         }
+    }
+}
+
+/// Names a file that gets a line for each boot retry, so that a run of many tests can count them.
+pub(crate) const RETRY_REPORT: &str = "LUPIN_NESTED_RETRY_REPORT";
+
+fn report_retry() {
+    let Some(path) = std::env::var_os(RETRY_REPORT) else {
+        return;
+    };
+    let file = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(&path);
+    if let Err(error) = file.and_then(|mut file| file.write_all(b"retry\n")) {
+        say!("cannot count the retry in {}: {error}", path.display());
     }
 }
 

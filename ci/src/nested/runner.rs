@@ -14,23 +14,17 @@
 //! on the outside change the defaults.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use lupin_images::{GuestImage, KernelTree};
+use lupin_images::KernelTree;
 use nix::sys::signal::Signal;
 
 use super::{Ending, Job, NestedError};
 use crate::host::{self, say};
+use crate::products;
 use crate::setup::{self, Cache, Component, Series};
-
-/// The static products, as cargo names them.
-pub(crate) const PRODUCTS: [&str; 4] = [
-    "lupin-vmm",
-    "lupin-fabricd",
-    "lupin-guest-agent",
-    "lupin-wordcount",
-];
 
 const BIN_DIR: &str = "/opt/lupin/bin";
 const BOOT_DIR: &str = "/opt/lupin/boot";
@@ -43,12 +37,24 @@ pub(crate) fn run(binary: &Path, args: Vec<String>) -> Result<Ending, NestedErro
         what: "the test's path",
         source,
     })?;
+    if nothing_to_run(&binary, &args) {
+        return Ok(Ending::Exited(0));
+    }
     let series = series();
     let cache = setup::ensure(&[Component::Kernel(series), Component::Busybox])?;
-    let products = product_dir(&binary);
+    let folder = tempfile::tempdir().map_err(|source| NestedError::Prepare {
+        what: "a temporary folder",
+        source,
+    })?;
 
     let mut job = Job::new(&binary, args);
-    guest_files(&mut job, &cache, series, &products)?;
+    guest_files(
+        &mut job,
+        &cache,
+        series,
+        &product_dir(&binary),
+        folder.path(),
+    )?;
     for (name, value) in std::env::vars() {
         let passed = ["LUPIN_", "RUST_", "CARGO_"]
             .iter()
@@ -68,19 +74,35 @@ pub(crate) fn run(binary: &Path, args: Vec<String>) -> Result<Ending, NestedErro
     super::run(&job)
 }
 
+/// Whether a test binary would run no test with these arguments. Booting a host for nothing takes
+/// longer than asking.
+fn nothing_to_run(binary: &Path, args: &[String]) -> bool {
+    let list = Command::new(binary).args(args).arg("--list").output();
+    // Whatever is not the test harness's answer is run.
+    list.is_ok_and(|list| {
+        let text = String::from_utf8_lossy(&list.stdout);
+        let none = list.status.success()
+            && text
+                .lines()
+                .any(|line| line.starts_with("0 tests, 0 bench"));
+        if none {
+            say!("{} has no such tests", binary.display());
+        }
+        none
+    })
+}
+
 /// Puts the built products, a guest kernel and a guest image into the nested host.
 fn guest_files(
     job: &mut Job,
     cache: &Cache,
     series: Series,
-    products: &Path,
+    directory: &Path,
+    folder: &Path,
 ) -> Result<(), NestedError> {
     let kernel = KernelTree::open(&cache.kernel(series))?;
-    let image = guest_image(cache, products);
-    let image_path = cache
-        .scratch()?
-        .join(format!("test-initramfs-{series}-{}", std::process::id()));
-    image.write(&kernel, &image_path)?;
+    let image_path = folder.join("initramfs");
+    products::guest_image(cache, directory).write(&kernel, &image_path)?;
 
     let (kernel_there, image_there) = (
         format!("{BOOT_DIR}/vmlinuz-{series}"),
@@ -89,39 +111,17 @@ fn guest_files(
     job.files
         .push((kernel.image().into(), kernel_there.clone()));
     job.files.push((image_path, image_there.clone()));
-    for name in PRODUCTS {
-        let product = products.join(name);
-        if product.is_file() {
-            // Tests name a product by the path that cargo compiled into them.
-            let there = format!("{BIN_DIR}/{name}");
-            job.links
-                .push((product.to_string_lossy().into_owned(), there.clone()));
-            job.files.push((product, there));
-        }
+    for name in products::built(directory) {
+        // Tests may name a product by the path that cargo compiled into them.
+        let (here, there) = (directory.join(name), format!("{BIN_DIR}/{name}"));
+        job.links
+            .push((here.to_string_lossy().into_owned(), there.clone()));
+        job.files.push((here, there));
     }
     job.env.push(("LUPIN_TEST_KERNEL".into(), kernel_there));
     job.env.push(("LUPIN_TEST_INITRAMFS".into(), image_there));
     job.env.push(("LUPIN_BIN_DIR".into(), BIN_DIR.into()));
     Ok(())
-}
-
-/// The guest image with the products that exist in `products`.
-pub(crate) fn guest_image(cache: &Cache, products: &Path) -> GuestImage {
-    let mut image = GuestImage::new(&cache.busybox());
-    let agent = products.join("lupin-guest-agent");
-    if agent.is_file() {
-        image = image.agent(&agent);
-    } else {
-        say!(
-            "the guest image has no agent: {} was not built",
-            agent.display()
-        );
-    }
-    let wordcount = products.join("lupin-wordcount");
-    if wordcount.is_file() {
-        image = image.program(&wordcount, "/usr/bin/lupin-wordcount");
-    }
-    image
 }
 
 /// `target/TRIPLE/debug` for `target/TRIPLE/debug/deps/test-0123`.

@@ -90,17 +90,9 @@ impl Cache {
             .unwrap_or_else(|| dir.join("bin/busybox"))
     }
 
-    #[expect(dead_code, reason = "the demo will use it")]
     /// An English text of several megabytes.
     pub(crate) fn text(&self) -> PathBuf {
         self.dir(Component::Text).join(components::TEXT_FILE)
-    }
-
-    /// A directory for things that are made from the components and can be made again.
-    pub(crate) fn scratch(&self) -> Result<PathBuf, SetupError> {
-        let dir = self.root.join("made");
-        create_dir(&dir)?;
-        Ok(dir)
     }
 
     fn has(&self, component: Component) -> bool {
