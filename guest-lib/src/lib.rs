@@ -5,6 +5,7 @@
 //!
 //! | module | what it gives |
 //! |---|---|
+//! | [`client`] | attach to the pod; segments, thread instances, events |
 //! | [`liveness`] | is that owner dead? |
 //! | [`lock`] | a lock whose dead holder can be succeeded |
 //! | [`shm`] | mapped shared memory, and the only ways to touch it |
@@ -12,6 +13,7 @@
 //! | [`wait`] | how waiting is bounded |
 #![deny(missing_docs)]
 
+pub mod client;
 pub mod liveness;
 pub mod lock;
 pub mod pod_safe;
@@ -21,6 +23,7 @@ mod store;
 mod test_memory;
 pub mod wait;
 
+pub use client::{ClientError, Events, Happening, Patience, Pod, Segment, Thread};
 pub use lupin_abi as abi;
 pub use lupin_abi::{Generation, InstanceId, NodeId, ThreadId};
 #[cfg(feature = "crash-points")]
