@@ -109,7 +109,6 @@ pub enum PodPhase {
 
 /// A snapshot of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub struct PodStatus {
     /// The pod's name.
     pub pod: String,
@@ -146,7 +145,6 @@ impl PodStatus {
 
 /// A snapshot of one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub struct NodeStatus {
     /// Node number.
     pub id: u32,
