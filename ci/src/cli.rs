@@ -124,8 +124,11 @@ struct ImageArgs {
     #[arg(long = "file", value_name = "HERE=THERE", value_parser = parse_pair)]
     files: Vec<(String, String)>,
     /// With the development build of the products instead of the release build
-    #[arg(long)]
+    #[arg(long, conflicts_with = "bin_dir")]
     dev: bool,
+    /// With the products in this directory; build none
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
 }
 
 /// Runs what the command line asks for.
@@ -280,11 +283,11 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
 }
 
 fn build_image(args: ImageArgs) -> Result<(), Failure> {
-    let bin_dir = products::build(if args.dev {
-        Profile::Dev
-    } else {
-        Profile::Release
-    })?;
+    let bin_dir = match args.bin_dir {
+        Some(dir) => dir,
+        None if args.dev => products::build(Profile::Dev)?,
+        None => products::build(Profile::Release)?,
+    };
     let (cache, kernel) = match &args.kernel_dir {
         Some(dir) => (
             setup::ensure(&[Component::Busybox])?,

@@ -4,7 +4,10 @@ mod cli;
 mod demo;
 mod host;
 mod nested;
-#[allow(dead_code, reason = "the whole-system tests include it too and use more of it")]
+#[allow(
+    dead_code,
+    reason = "the whole-system tests include it too and use more of it"
+)]
 mod pod;
 mod products;
 mod setup;

@@ -22,7 +22,8 @@ $B --install -s 2>/dev/null
 
 init=/usr/bin/lupin-guest-agent
 node=
-for word in $($B cat /proc/cmdline); do
+read -r cmdline </proc/cmdline
+for word in $cmdline; do
     case $word in
         lupin.init=*) init=${word#lupin.init=} ;;
         lupin.node=*) node=${word#lupin.node=} ;;
@@ -31,8 +32,21 @@ done
 $B hostname "${node:+node}${node:-lupin}"
 $B ip link set lo up 2>/dev/null
 
-while read -r module; do
-    $B insmod "$module" || echo "lupin: cannot load $module" >/dev/console
+# `module.parameter=value` on the command line is for the one who loads the
+# module to pass on: the kernel does that for built-in ones only.
+parameters_of() {
+    for word in $cmdline; do
+        case $word in
+            "$1".* | "${1//_/-}".*) printf '%s ' "${word#*.}" ;;
+        esac
+    done
+}
+
+while read -r file; do
+    module=${file##*/}
+    # Unquoted: every parameter is a word of its own.
+    $B insmod "$file" $(parameters_of "${module%.ko}") ||
+        echo "lupin: cannot load $file" >/dev/console
 done </etc/lupin/modules
 
 name_ports() {
