@@ -229,7 +229,9 @@ impl Context {
                 ])?;
                 products::build(Profile::Dev)?;
                 let mut vmm = host::cargo("test");
-                vmm.args(["--package", "lupin-vmm", "--no-fail-fast"]);
+                // No documentation tests: they are no static programs.
+                vmm.args(["--package", "lupin-vmm", "--lib", "--bins", "--tests"]);
+                vmm.arg("--no-fail-fast");
                 let of_vmm = self.run_nested(&mut vmm);
                 let mut pods = host::cargo("test");
                 pods.args(["--package", "xtask", "--test", "pod_kvm*", "--no-fail-fast"]);
