@@ -10,6 +10,7 @@
 //! | [`lock`] | a lock whose dead holder can be succeeded |
 //! | [`shm`] | mapped shared memory, and the only ways to touch it |
 //! | [`pod_safe`] | which types may lie there |
+//! | [`work`] | jobs cut into units that survive their workers |
 //! | [`wait`] | how waiting is bounded |
 #![deny(missing_docs)]
 
@@ -22,6 +23,7 @@ mod store;
 #[cfg(test)]
 mod test_memory;
 pub mod wait;
+pub mod work;
 
 pub use client::{ClientError, Events, Happening, Patience, Pod, Segment, Thread};
 pub use lupin_abi as abi;

@@ -87,16 +87,20 @@ pub fn add64(cell: &AtomicU64, value: u64, order: Ordering) -> u64 {
 
 /// Fills a word of memory that is the caller's alone until it publishes it with a store above.
 ///
-/// Not a place to die at: nobody can see how much of an unpublished block was filled.
+/// `Relaxed`, always: the store that publishes gives the order.
 #[inline(always)]
 pub fn fill64(cell: &AtomicU64, value: u64) {
-    cell.store(value, Ordering::Relaxed);
+    if may_store() {
+        cell.store(value, Ordering::Relaxed);
+    }
 }
 
 /// Fills a byte, as [`fill64`].
 #[inline(always)]
 pub fn fill8(cell: &AtomicU8, value: u8) {
-    cell.store(value, Ordering::Relaxed);
+    if may_store() {
+        cell.store(value, Ordering::Relaxed);
+    }
 }
 
 /// Deaths on demand, for tests.
