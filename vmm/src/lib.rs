@@ -20,6 +20,7 @@
 //! | [`vcpu`] | vCPU threads and how to interrupt them |
 //! | [`devices`], [`pci`], [`virtio`], [`irq`] | what the guest sees besides memory |
 //! | [`fence`], [`control`] | the thread that answers the fabric manager |
+//! | [`pod`] | `lupin-vmm pod`: the command line of the fabric manager |
 //! | [`kvm`], [`probe`] | is there a KVM, and can it run a stock kernel? |
 
 pub mod acpi;
@@ -32,6 +33,8 @@ pub mod kvm;
 pub mod loader;
 pub mod memory;
 pub mod pci;
+pub mod pod;
+pub mod probe;
 pub mod run;
 pub mod vcpu;
 pub mod virtio;

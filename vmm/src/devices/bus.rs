@@ -64,7 +64,7 @@ impl DroppedAccesses {
     }
 
     /// Whether the access was one to pod memory; counts it then.
-    fn take(&self, address: u64, store: bool) -> bool {
+    pub(crate) fn take(&self, address: u64, store: bool) -> bool {
         if self.fabric.is_some_and(|fabric| fabric.contains(address)) {
             if store {
                 let count = self.fabric_writes.fetch_add(1, Ordering::Relaxed) + 1;

@@ -1,10 +1,10 @@
 //! The first serial port: a 16550 whose output goes to a file, to the terminal or nowhere.
 
 use std::fs::{File, OpenOptions};
-use std::{fmt, io};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::{fmt, io};
 
 use vm_superio::serial::SerialEvents;
 use vm_superio::{Serial, Trigger};

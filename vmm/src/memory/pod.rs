@@ -331,4 +331,4 @@ fn unmap(start: usize, size: usize) {
 
 #[cfg(test)]
 #[path = "pod_test.rs"]
-mod pod_test;
+pub(crate) mod pod_test;

@@ -25,7 +25,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 /// Gives the kick signal a handler that does nothing: its arrival alone interrupts.
-pub(super) fn install_signal_handler() -> io::Result<()> {
+pub(crate) fn install_signal_handler() -> io::Result<()> {
     register_signal_handler(SIGRTMIN(), ignore).map_err(|e| io::Error::from_raw_os_error(e.errno()))
 }
 
@@ -41,7 +41,7 @@ fn immediate_exit(fd: &mut VcpuFd) -> NonNull<AtomicU8> {
 }
 
 /// Takes back a kick, in the vCPU's own thread, after `KVM_RUN` has returned `EINTR`.
-pub(super) fn clear(fd: &mut VcpuFd) {
+pub(crate) fn clear(fd: &mut VcpuFd) {
     let flag = immediate_exit(fd);
     // SAFETY: `fd` keeps the run structure mapped, and a byte is always aligned.
     unsafe { flag.as_ref() }.swap(0, Ordering::AcqRel);
@@ -66,7 +66,7 @@ impl KickHandle {
     }
 
     /// Makes the calling thread, which is about to run `fd`, reachable until the guard drops.
-    pub(super) fn register(&self, fd: &mut VcpuFd) -> Registration<'_> {
+    pub(crate) fn register(&self, fd: &mut VcpuFd) -> Registration<'_> {
         let tid = current_tid() as libc::pid_t;
         *self.target() = Some(Target {
             immediate_exit: immediate_exit(fd),
@@ -89,7 +89,7 @@ impl KickHandle {
 
 /// See [`KickHandle::register`].
 #[derive(Debug)]
-pub(super) struct Registration<'a>(&'a KickHandle);
+pub(crate) struct Registration<'a>(&'a KickHandle);
 
 impl Drop for Registration<'_> {
     fn drop(&mut self) {
