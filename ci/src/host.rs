@@ -40,6 +40,8 @@ pub(crate) enum RunError {
     Wait { program: String, source: io::Error },
     #[error("'{command}' failed ({status}); its own messages are above")]
     Failed { command: String, status: ExitStatus },
+    #[error("'{command}' was stopped at the time limit")]
+    TimeLimit { command: String },
     #[error("interrupted")]
     Interrupted,
 }
@@ -116,19 +118,33 @@ pub(crate) fn our_stderr() -> Stdio {
 ///
 /// When the user stops us, the command is asked to end, and made to after [`PATIENCE`].
 pub(crate) fn run(command: &mut Command) -> Result<ExitStatus, RunError> {
+    run_until(command, None)
+}
+
+/// Like [`run`], but the command is stopped at `deadline`.
+pub(crate) fn run_until(
+    command: &mut Command,
+    deadline: Option<Instant>,
+) -> Result<ExitStatus, RunError> {
     let program = command.get_program().to_string_lossy().into_owned();
     // It may have something to clean up.
     let mut child = start_tied(command, Signal::SIGTERM)?;
     let mut asked: Option<Instant> = None;
     loop {
-        match child.try_wait() {
-            Ok(Some(_)) if interrupted() => return Err(RunError::Interrupted),
-            Ok(Some(status)) => return Ok(status),
-            Ok(None) => {}
-            Err(source) => return Err(RunError::Wait { program, source }),
-        }
-        if interrupted() {
-            match asked {
+        let stop = if interrupted() {
+            Some(RunError::Interrupted)
+        } else if deadline.is_some_and(|deadline| Instant::now() > deadline) {
+            Some(RunError::TimeLimit {
+                command: words(command),
+            })
+        } else {
+            None
+        };
+        match (child.try_wait(), stop) {
+            (Ok(Some(status)), None) => return Ok(status),
+            (Ok(Some(_)), Some(stop)) => return Err(stop),
+            (Ok(None), None) => {}
+            (Ok(None), Some(_)) => match asked {
                 None => {
                     terminate(&child);
                     asked = Some(Instant::now());
@@ -138,7 +154,8 @@ pub(crate) fn run(command: &mut Command) -> Result<ExitStatus, RunError> {
                     let _ = child.kill();
                 }
                 Some(_) => {}
-            }
+            },
+            (Err(source), _) => return Err(RunError::Wait { program, source }),
         }
         std::thread::sleep(POLL);
     }
@@ -146,7 +163,15 @@ pub(crate) fn run(command: &mut Command) -> Result<ExitStatus, RunError> {
 
 /// Like [`run`], but an unsuccessful end is an error.
 pub(crate) fn run_ok(command: &mut Command) -> Result<(), RunError> {
-    let status = run(command)?;
+    run_ok_until(command, None)
+}
+
+/// Like [`run_until`], but an unsuccessful end is an error.
+pub(crate) fn run_ok_until(
+    command: &mut Command,
+    deadline: Option<Instant>,
+) -> Result<(), RunError> {
+    let status = run_until(command, deadline)?;
     if status.success() {
         Ok(())
     } else {

@@ -3,6 +3,7 @@
 mod cli;
 mod demo;
 mod host;
+mod leftovers;
 mod nested;
 #[allow(
     dead_code,

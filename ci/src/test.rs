@@ -16,9 +16,13 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::host::{self, RunError, say};
-use crate::nested::{HOST_KERNEL, RETRY_REPORT};
+use crate::leftovers::Watch;
+use crate::nested::{HOST_KERNEL, RETRY_REPORT, runner};
 use crate::products::{self, Profile};
 use crate::setup::{self, Component, SetupError};
+
+/// Seconds that the tests of one binary may take in the nested host.
+const NESTED_LIMIT: u64 = 900;
 
 const RUNNER: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER";
 
@@ -34,6 +38,9 @@ pub(crate) struct TestArgs {
     /// Not this step; may be given several times
     #[arg(long, value_enum)]
     skip: Vec<Step>,
+    /// Stop everything after this many minutes
+    #[arg(long, value_name = "MINUTES", default_value_t = 45)]
+    time_limit: u64,
 }
 
 /// A step of the test run.
@@ -92,6 +99,7 @@ struct Outcome {
 pub(crate) fn run(args: &TestArgs) -> Result<bool, TestError> {
     let folder = tempfile::Builder::new().prefix("lupin-xtask-").tempdir()?;
     let context = Context::new(args, folder.path())?;
+    let leftovers = Watch::new();
     let started = Instant::now();
     let mut outcomes = Vec::new();
     for step in STEPS {
@@ -109,6 +117,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool, TestError> {
             }
             Err(error) => Some(error.to_string()),
         };
+        leftovers.sweep();
         if let Some(failure) = &failure {
             say!("{step}: FAILED: {failure}");
         }
@@ -171,6 +180,7 @@ struct Context {
     /// A copy of this program: cargo may replace the original while tests run.
     runner: PathBuf,
     retry_report: PathBuf,
+    deadline: Instant,
 }
 
 impl Context {
@@ -181,6 +191,7 @@ impl Context {
             filter: args.filter.clone(),
             runner,
             retry_report: folder.join("retries"),
+            deadline: Instant::now() + Duration::from_secs(args.time_limit * 60),
         })
     }
 
@@ -188,11 +199,11 @@ impl Context {
         match step {
             Step::Format => {
                 need_component("fmt", "rustfmt")?;
-                host::run_ok(host::cargo("fmt").args(["--all", "--check"]))?;
+                self.cargo(host::cargo("fmt").args(["--all", "--check"]))?;
             }
             Step::Lint => {
                 need_component("clippy", "clippy")?;
-                host::run_ok(host::cargo("clippy").args([
+                self.cargo(host::cargo("clippy").args([
                     "--workspace",
                     "--all-targets",
                     "--",
@@ -249,14 +260,22 @@ impl Context {
         cargo
             .env(RUNNER, format!("{} nested runner", self.runner.display()))
             .env(RETRY_REPORT, &self.retry_report);
+        let left = self
+            .deadline
+            .saturating_duration_since(Instant::now())
+            .as_secs();
+        cargo.env(runner::TIMEOUT, left.clamp(1, NESTED_LIMIT).to_string());
         // Emulated guests are slow enough one at a time.
         self.run_tests(cargo, &["--ignored", "--test-threads=1"])
     }
 
     fn run_tests(&self, cargo: &mut Command, args: &[&str]) -> Result<(), TestError> {
         cargo.arg("--").args(args).args(&self.filter);
-        host::run_ok(cargo)?;
-        Ok(())
+        self.cargo(cargo)
+    }
+
+    fn cargo(&self, cargo: &mut Command) -> Result<(), TestError> {
+        Ok(host::run_ok_until(cargo, Some(self.deadline))?)
     }
 
     fn retries(&self) -> usize {

@@ -1,7 +1,6 @@
 //! Where the demo's nodes run.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use super::DemoError;
 use crate::host::{self, RunError, say};
@@ -32,7 +31,7 @@ pub(super) fn choose(
     wish: Wish,
     build: impl FnOnce() -> Result<PathBuf, RunError>,
 ) -> Result<Backend, DemoError> {
-    let probe = || -> Result<Result<(), String>, DemoError> {
+    let probe = || -> Result<Result<String, String>, RunError> {
         if !Path::new("/dev/kvm").exists() {
             return Ok(Err("there is none".into()));
         }
@@ -43,14 +42,14 @@ pub(super) fn choose(
         Wish::Nested => (Backend::Nested, "you asked for it".to_owned()),
         Wish::Namespace => (Backend::Namespace, "you asked for it".to_owned()),
         Wish::Kvm => match probe()? {
-            Ok(()) => (
+            Ok(how) => (
                 Backend::Kvm,
-                "you asked for it, and /dev/kvm runs guests".to_owned(),
+                format!("you asked for it, and /dev/kvm {how}"),
             ),
             Err(reason) => return Err(DemoError::NoKvm(reason)),
         },
         Wish::Auto => match probe()? {
-            Ok(()) => (Backend::Kvm, "/dev/kvm runs guests".to_owned()),
+            Ok(how) => (Backend::Kvm, format!("/dev/kvm {how}")),
             Err(reason) => (
                 Backend::Nested,
                 format!("/dev/kvm is of no use here: {reason}"),
@@ -66,26 +65,49 @@ pub(super) fn choose(
     Ok(backend)
 }
 
-/// Asks the VMM whether `/dev/kvm` can run a stock kernel; if not, why.
-fn probe(bin_dir: &Path) -> Result<Result<(), String>, DemoError> {
+/// Asks the VMM whether `/dev/kvm` can run a stock kernel. Its reason either way, in words.
+fn probe(bin_dir: &Path) -> Result<Result<String, String>, RunError> {
     let mut command = host::as_root(&bin_dir.join("lupin-vmm"));
-    command.args(["probe", "--json"]).stdout(Stdio::piped());
-    let output = host::output(&mut command)?;
-    if output.status.success() {
-        return Ok(Ok(()));
-    }
-    let said = String::from_utf8_lossy(&output.stdout);
-    Ok(Err(reason_of(&said).unwrap_or_else(|| {
-        format!("the probe ended with {}", output.status)
-    })))
+    let output = match host::output(command.args(["probe", "--json"])) {
+        // Without root and without sudo there is no way to /dev/kvm, but one to the nested host.
+        Err(error @ RunError::Start { .. }) => return Ok(Err(error.to_string())),
+        output => output?,
+    };
+    let reason = reason_of(&String::from_utf8_lossy(&output.stdout))
+        .unwrap_or_else(|| format!("the probe ended with {}", output.status));
+    Ok(if output.status.success() {
+        Ok(reason)
+    } else {
+        Err(reason)
+    })
 }
 
-/// The probe's reason, in words.
 fn reason_of(said: &str) -> Option<String> {
     let report: serde_json::Value = serde_json::from_str(said).ok()?;
-    let reason = ["reason", "detail", "message", "error"]
-        .iter()
-        .find_map(|key| report[*key].as_str())
-        .filter(|reason| !reason.is_empty())?;
-    Some(reason.to_owned())
+    Some(report["reason"].as_str()?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn no_build() -> Result<PathBuf, RunError> {
+        panic!("nothing has to be built to know this");
+    }
+
+    #[test]
+    fn a_wish_that_needs_no_kvm_is_granted_without_a_probe() {
+        assert_eq!(choose(Wish::Nested, no_build).unwrap(), Backend::Nested);
+        assert_eq!(
+            choose(Wish::Namespace, no_build).unwrap(),
+            Backend::Namespace
+        );
+    }
+
+    #[test]
+    fn the_probes_reason_is_found_in_its_report() {
+        let said = r#"{"usable":false,"reason":"it crawls","micros":9}"#;
+        assert_eq!(reason_of(said).as_deref(), Some("it crawls"));
+        assert_eq!(reason_of("no JSON"), None);
+    }
 }

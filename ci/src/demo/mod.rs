@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use lupin_images::{ImageError, KernelTree};
 
 use crate::host::{self, RunError, say};
+use crate::leftovers::Watch;
 use crate::nested::{self, Ending, Job, NestedError};
 use crate::products::{self, Profile};
 use crate::setup::{self, Cache, Component, Series, SetupError};
@@ -146,6 +147,8 @@ fn tell_here(args: &DemoArgs, backend: Backend, parts: &Parts) -> Result<u8, Dem
             command.args(["--backend", "namespace"]);
         }
     }
+    // The story takes its pod down; this is for the case that it could not.
+    let _leftovers = Watch::new();
     let status = host::run(&mut command)?;
     Ok(status
         .code()

@@ -26,6 +26,9 @@ use crate::host::{self, say};
 use crate::products;
 use crate::setup::{self, Cache, Component, Series};
 
+/// Names the time limit of a test binary, in seconds.
+pub(crate) const TIMEOUT: &str = "LUPIN_NESTED_TIMEOUT";
+
 const BIN_DIR: &str = "/opt/lupin/bin";
 const BOOT_DIR: &str = "/opt/lupin/boot";
 
@@ -63,7 +66,7 @@ pub(crate) fn run(binary: &Path, args: Vec<String>) -> Result<Ending, NestedErro
             job.env.push((name, value));
         }
     }
-    job.timeout = Duration::from_secs(number("LUPIN_NESTED_TIMEOUT").unwrap_or(1200));
+    job.timeout = Duration::from_secs(number(TIMEOUT).unwrap_or(1200));
     if let Some(cpus) = number("LUPIN_NESTED_CPUS").and_then(|n| u32::try_from(n).ok()) {
         job.cpus = cpus;
     }
