@@ -1,0 +1,378 @@
+//! The agent as a whole: one thread that waits, and the heartbeat beside it.
+//!
+//! ```text
+//!   start -> [bind, map, check] -> Joined -> loop -> Shutdown or SIGTERM -> end
+//!                   | fails
+//!                   v
+//!             Failed: an init stays reachable for the manager, a service exits
+//! ```
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use log::{debug, error, info, warn};
+use lupin_abi::node::AgentState;
+use nix::errno::Errno;
+use nix::sys::epoll::EpollFlags;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::directory::{Directory, DirectoryError};
+use crate::doorbell::Doorbell;
+use crate::heartbeat::Heartbeat;
+use crate::identity::{Identity, IdentityError};
+use crate::init::{DEFAULT_GRACE, Role, Shutdown, reap};
+use crate::link::Link;
+use crate::memory::{Attaching, Backend, MemoryError, PodMemory};
+use crate::poll::{Poller, Source};
+use crate::segments::Segments;
+use crate::socket::Server;
+use crate::threads::Threads;
+
+/// How often the agent looks around without being woken: wake-ups may be lost.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Why the agent, or its part in the pod, ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The node does not know who it is.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Arguments that the parser cannot judge.
+    #[error("{0}")]
+    Arguments(String),
+    /// Pod memory cannot be used.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The directory cannot be used.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The system refused something.
+    #[error("{what}: {source}")]
+    Os {
+        /// What was tried.
+        what: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl AgentError {
+    /// An error of the operating system, with what was tried.
+    pub fn os(what: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
+        let (what, source) = (what.into(), source.into());
+        Self::Os { what, source }
+    }
+
+    /// The exit status that says it.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Identity(_) | Self::Arguments(_) => 2,
+            Self::Memory(MemoryError::Attach(_) | MemoryError::NoSuchNode { .. }) => 3,
+            Self::Memory(MemoryError::NoRegion { .. } | MemoryError::Device { .. }) => 4,
+            Self::Memory(MemoryError::Os { .. }) => 4,
+            Self::Memory(MemoryError::NotAttached) | Self::Directory(_) | Self::Os { .. } => 1,
+        }
+    }
+}
+
+/// A node's part in the pod.
+pub struct Pod {
+    memory: Arc<PodMemory>,
+    server: Server,
+    /// Beats until dropped.
+    _heartbeat: Heartbeat,
+    fenced: bool,
+}
+
+impl Pod {
+    /// Makes this node part of the pod: maps and checks the sections, starts to beat, serves
+    /// `socket`, and says that it has joined.
+    ///
+    /// # Errors
+    /// [`AgentError`]; the node's section says `Failed` then, if there is one.
+    pub fn join(
+        mut backend: Box<dyn Backend>,
+        identity: Identity,
+        socket: &Path,
+        poller: &Poller,
+    ) -> Result<Self, AgentError> {
+        let attaching = Attaching::new(backend.as_mut(), identity)?;
+        let node = Arc::clone(attaching.node());
+        let section = node.section();
+        // Between two lives the manager resets the section: what still names this generation
+        // was written by an agent of this very life.
+        let restarted = section.agent().1 == identity.generation && section.agent_process().1 > 0;
+        section.introduce(identity.generation, boot_id(), std::process::id());
+        let heartbeat = Heartbeat::start(Arc::clone(&node), identity.heartbeat)
+            .map_err(|e| AgentError::os("start of the heartbeat", e))?;
+        let joined = Self::finish(attaching, backend, socket, poller, restarted);
+        match joined {
+            Ok((memory, server)) => {
+                section.set_state(AgentState::Joined);
+                info!(
+                    "node {} generation {} joined pod {:?}",
+                    identity.node,
+                    identity.generation,
+                    memory.header().name()
+                );
+                Ok(Self {
+                    memory,
+                    server,
+                    _heartbeat: heartbeat,
+                    fenced: false,
+                })
+            }
+            Err(error) => {
+                section.set_state(AgentState::Failed);
+                Err(error)
+            }
+        }
+    }
+
+    fn finish(
+        attaching: Attaching,
+        mut backend: Box<dyn Backend>,
+        socket: &Path,
+        poller: &Poller,
+        restarted: bool,
+    ) -> Result<(Arc<PodMemory>, Server), AgentError> {
+        let memory = Arc::new(attaching.finish(backend.as_mut())?);
+        let directory = Directory::new(Arc::clone(&memory));
+        let held = directory.begin(restarted)?;
+        for extent in backend.held_segments()? {
+            if !held.iter().any(|held| held.extent() == extent) {
+                backend.close_segment(extent)?;
+            }
+        }
+        let threads = Threads::new(directory.clone());
+        let segments = Segments::new(directory, backend, held);
+        let server = Server::new(socket, poller, threads, segments, restarted)
+            .map_err(|e| AgentError::os(format!("serve {}", socket.display()), e))?;
+        Ok((memory, server))
+    }
+
+    fn tick(&mut self, poller: &Poller) {
+        self.server.tick(poller);
+        if !self.fenced && !self.memory.is_current() {
+            self.fenced = true;
+            warn!("this node was declared dead: it changes nothing in the pod any more");
+        }
+    }
+}
+
+/// The signals that the agent takes from its queue instead of being interrupted by them. They
+/// must be blocked before any thread is started.
+///
+/// # Errors
+/// None that can be caused from outside.
+pub fn block_signals() -> Result<SigSet, Errno> {
+    let mut signals = SigSet::empty();
+    for signal in [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGPWR,
+        Signal::SIGHUP,
+        Signal::SIGCHLD,
+    ] {
+        signals.add(signal);
+    }
+    signals.thread_block()?;
+    Ok(signals)
+}
+
+/// The running agent.
+pub struct Agent {
+    poller: Poller,
+    role: Role,
+    signals: SignalFd,
+    doorbell: Option<Doorbell>,
+    link: Link,
+    pod: Option<Pod>,
+    shutdown: Option<Shutdown>,
+    next_tick: Instant,
+}
+
+impl Agent {
+    /// An agent with or without a part in the pod.
+    ///
+    /// # Errors
+    /// If the system refuses a descriptor.
+    pub fn new(
+        poller: Poller,
+        role: Role,
+        signals: &SigSet,
+        doorbell: Option<Doorbell>,
+        link: Link,
+        pod: Option<Pod>,
+    ) -> Result<Self, AgentError> {
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let signals =
+            SignalFd::with_flags(signals, flags).map_err(|e| AgentError::os("signalfd", e))?;
+        poller
+            .add(signals.as_fd(), Source::Signals, EpollFlags::EPOLLIN)
+            .map_err(|e| AgentError::os("epoll", e))?;
+        Ok(Self {
+            poller,
+            role,
+            signals,
+            doorbell,
+            link,
+            pod,
+            shutdown: None,
+            next_tick: Instant::now() + TICK,
+        })
+    }
+
+    /// Serves until the node or the agent is told to end.
+    ///
+    /// # Errors
+    /// If the kernel can no longer wait for descriptors.
+    pub fn run(mut self) -> Result<(), AgentError> {
+        loop {
+            let events = self
+                .poller
+                .wait(self.timeout())
+                .map_err(|e| AgentError::os("epoll", e))?;
+            for (source, flags) in events {
+                if self.handle(source, flags) {
+                    return Ok(());
+                }
+            }
+            self.work();
+            if let Some(request) = self.link.take_shutdown() {
+                self.begin_shutdown(request.grace);
+            }
+            if self.shutdown.is_some() {
+                self.reap();
+            }
+            let now = Instant::now();
+            if let Some(shutdown) = &mut self.shutdown
+                && shutdown.proceed(now)
+            {
+                break;
+            }
+        }
+        // Connections are closed and the heartbeat ends after the last process is gone.
+        if let Some(shutdown) = self.shutdown.take() {
+            shutdown.finish();
+        }
+        Ok(())
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        let pod_has_work = self.pod.as_ref().is_some_and(|pod| pod.server.has_work());
+        if pod_has_work || self.link.has_work() {
+            return Some(Duration::ZERO);
+        }
+        let mut next = self.next_tick;
+        if let Some(deadline) = self.link.next_deadline() {
+            next = next.min(deadline);
+        }
+        if let Some(shutdown) = &self.shutdown {
+            next = next.min(shutdown.next_deadline());
+        }
+        Some(next.saturating_duration_since(Instant::now()))
+    }
+
+    /// Deals with one source; true if the agent ends at once.
+    fn handle(&mut self, source: Source, flags: EpollFlags) -> bool {
+        let poller = &self.poller;
+        match (source, &mut self.pod) {
+            (Source::Signals, _) => return self.on_signals(),
+            (Source::LinkListener, _) => self.link.on_listener(poller),
+            (Source::Link, _) => self.link.on_stream(poller),
+            (Source::Command(id), _) => self.link.on_command(id),
+            (Source::Doorbell, pod) => {
+                let rung = self.doorbell.as_ref().is_some_and(Doorbell::drain);
+                if let Some(pod) = pod.as_mut().filter(|_| rung) {
+                    pod.server.pump_events(poller);
+                }
+            }
+            (Source::ClientListener, Some(pod)) => pod.server.on_listener(poller),
+            (Source::Client(id), Some(pod)) => pod.server.on_client(poller, id, flags),
+            (Source::Process(pid), Some(pod)) => pod.server.on_process(pid),
+            (Source::ClientListener | Source::Client(_) | Source::Process(_), None) => {}
+        }
+        false
+    }
+
+    fn on_signals(&mut self) -> bool {
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            match Signal::try_from(info.ssi_signo.cast_signed()) {
+                Ok(Signal::SIGCHLD) => self.reap(),
+                Ok(Signal::SIGHUP) => {}
+                Ok(signal) if self.role.is_init() => {
+                    info!("{signal}");
+                    self.begin_shutdown(DEFAULT_GRACE);
+                }
+                Ok(signal) => {
+                    // The node goes on: only this service ends.
+                    info!("{signal}: the agent ends");
+                    return true;
+                }
+                Err(_) => {}
+            }
+        }
+        false
+    }
+
+    fn reap(&mut self) {
+        let pids = self.link.pids();
+        reap(self.role, &pids, |status| self.link.on_exit(status));
+    }
+
+    fn begin_shutdown(&mut self, grace: Duration) {
+        if self.shutdown.is_some() {
+            return debug!("the node shuts down already");
+        }
+        if let Some(pod) = &self.pod {
+            pod.memory.node().set_state(AgentState::Stopping);
+        }
+        self.shutdown = Some(Shutdown::begin(self.role, grace, Instant::now()));
+    }
+
+    /// Long work in small steps, and what is due by time.
+    fn work(&mut self) {
+        let poller = &self.poller;
+        self.link.work(poller);
+        let now = Instant::now();
+        let link_is_due = self.link.next_deadline().is_some_and(|at| at <= now);
+        if now >= self.next_tick || link_is_due {
+            self.link.tick(poller, now);
+        }
+        let Some(pod) = &mut self.pod else {
+            if now >= self.next_tick {
+                self.next_tick = now + TICK;
+            }
+            return;
+        };
+        pod.server.work(poller);
+        if now >= self.next_tick {
+            self.next_tick = now + TICK;
+            pod.tick(poller);
+            if let Some(doorbell) = &self.doorbell {
+                doorbell.drain();
+            }
+        }
+    }
+
+    /// Tells the manager, if it listens, and the log why there is no part in the pod.
+    pub fn report(&mut self, error: &AgentError) {
+        error!("{error}");
+        self.link.log(&error.to_string());
+    }
+}
+
+/// The kernel's boot id; 0 if it has none.
+fn boot_id() -> u128 {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .ok()
+        .and_then(|text| {
+            let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+            u128::from_str_radix(&digits, 16).ok()
+        })
+        .unwrap_or(0)
+}

@@ -1,0 +1,53 @@
+//! The agent inside every node of a Lupin pod.
+//!
+//! The fabric manager and the VMM stand outside of a node; the agent is what they and the node's
+//! processes can rely on inside. It is one static binary: PID 1 or a service of a stock Linux
+//! guest, or PID 1 of a namespace node.
+//!
+//! ```text
+//!        fabric manager                                 processes of this node
+//!              | port / socket                                   | /run/lupin/agent.sock
+//!              v                                                 v
+//!   doorbell   link: exec, shutdown          socket: threads, segments, events
+//!        \        |                                 |         |
+//!         +-------+------ agent: one epoll loop ----+         |
+//!                                                             v
+//!   heartbeat (own thread, real-time)         directory + threads under one recoverable lock
+//!        |                                                    |
+//!        v                                                    v
+//!   [node section]         [fabric, read-only]       [instances | system]     [pool]
+//!   +--------------------- memory: devdax or one file, checked at attach -----------+
+//! ```
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`identity`] | who this node is |
+//! | [`memory`] | finds, binds, maps and checks the sections |
+//! | [`heartbeat`] | says that the node lives |
+//! | [`directory`], [`segments`] | which ranges of the pool are segments, and who here uses them |
+//! | [`threads`] | ids of threads, in each of their lives |
+//! | [`socket`] | what processes may ask |
+//! | [`link`] | what the manager may ask |
+//! | [`doorbell`] | somebody says that something happened |
+//! | [`init`] | reaping and the node's end |
+//! | [`agent`] | all of it together |
+//!
+//! Nothing that a process, a peer node or a manager sends ends the agent: its end is its node's.
+
+pub mod agent;
+pub mod cli;
+pub mod directory;
+pub mod doorbell;
+pub mod heartbeat;
+pub mod identity;
+pub mod init;
+pub mod link;
+pub mod memory;
+pub mod poll;
+pub mod run;
+pub mod segments;
+pub mod socket;
+pub mod threads;
+
+#[cfg(test)]
+mod test_pod;
