@@ -32,7 +32,11 @@
 
 pub mod agent_link;
 pub mod api;
+pub mod manager;
 pub mod memory;
+pub mod namespace_init;
 pub mod podfile;
+pub mod power;
+pub mod runtime;
 pub mod sys;
 pub mod vmm_protocol;

@@ -404,7 +404,10 @@ mod tests {
         let mode = first.path().metadata().unwrap().mode();
         assert_eq!(mode & 0o777, 0o700);
         let error = RuntimeFolder::open(base.path(), "demo", 8).unwrap_err();
-        assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+        assert!(
+            error.to_string().contains(&std::process::id().to_string()),
+            "{error}"
+        );
         RuntimeFolder::open(base.path(), "other", 8).unwrap();
         drop(first);
         RuntimeFolder::open(base.path(), "demo", 8).unwrap();

@@ -1,2 +1,283 @@
-//! Stub.
-fn main() {}
+//! `lupin-fabricd`: the fabric manager of one pod, as a program.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use lupin_fabric::api::{PodControl, Server};
+use lupin_fabric::manager::{Backends, Manager, ManagerError};
+use lupin_fabric::namespace_init::{self, NamespaceInit};
+use lupin_fabric::podfile::{HostLimits, Pod};
+use lupin_fabric::power::namespace::NamespacePower;
+use lupin_fabric::power::vmm::VmmPower;
+use lupin_fabric::runtime::{DEFAULT_RUNTIME_DIR, RUNTIME_DIR_ENV, RuntimeError};
+use lupin_fabric::sys::spawn::beside;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+/// The fabric manager of a Lupin pod.
+///
+/// Starts the nodes of a pod file, watches them, and when one fails: fences it, raises its
+/// generation in the pod memory, rings the others, and starts it again. Killed at any moment, it
+/// can be started anew and takes the running nodes over; none of them notices.
+///
+/// Usually started by `lupin-vmm pod up`. Ends the pod in an orderly way on SIGTERM and SIGINT.
+#[derive(Debug, Parser)]
+#[command(
+    name = "lupin-fabricd",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "Exit codes: 0 the pod was brought down; 1 failure; 2 bad arguments or pod file; \
+                  3 another manager runs this pod; 4 the pod memory cannot be used."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    #[command(flatten)]
+    serve: Serve,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Become the agent of a namespace node. Used by the manager itself.
+    #[command(hide = true)]
+    NamespaceInit {
+        /// Host name inside.
+        #[arg(long)]
+        hostname: String,
+        /// Folder that becomes /run/lupin.
+        #[arg(long)]
+        run: PathBuf,
+        /// The agent and its arguments.
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    /// The pod file (TOML): which nodes, which memory.
+    #[arg(long, value_name = "FILE", required = true)]
+    pod_file: Option<PathBuf>,
+
+    /// Where pods have their runtime folders: sockets, logs, records of running nodes.
+    #[arg(long, value_name = "DIR", env = RUNTIME_DIR_ENV, default_value = DEFAULT_RUNTIME_DIR)]
+    runtime_dir: PathBuf,
+
+    /// The VMM of kvm nodes [default: lupin-vmm beside this program].
+    #[arg(long, value_name = "PROGRAM", env = "LUPIN_VMM")]
+    vmm: Option<PathBuf>,
+
+    /// The agent of namespace nodes [default: lupin-guest-agent beside this program].
+    #[arg(long, value_name = "PROGRAM", env = "LUPIN_GUEST_AGENT")]
+    agent: Option<PathBuf>,
+
+    /// How long a VMM may take to delete the memslots of a failed node before it is killed.
+    #[arg(long, value_name = "MS", default_value_t = 200)]
+    fence_timeout_ms: u64,
+
+    /// How long processes have to end by themselves when the pod is brought down by a signal.
+    #[arg(long, value_name = "MS", default_value_t = 5000)]
+    grace_ms: u64,
+
+    /// Write the log to this file instead of standard error.
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
+
+    /// What to log: error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", env = "LUPIN_LOG", default_value = "info")]
+    log_level: log::LevelFilter,
+
+    /// An inherited descriptor: receives the line "ready" once the manager is in charge and
+    /// serves its control socket, and is closed. A service manager is told through
+    /// NOTIFY_SOCKET as well.
+    #[arg(long, value_name = "FD")]
+    ready_fd: Option<RawFd>,
+}
+
+/// A failure and its exit code.
+struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    fn new(code: u8, message: impl ToString) -> Self {
+        Self {
+            code,
+            message: message.to_string(),
+        }
+    }
+}
+
+impl From<ManagerError> for Failure {
+    fn from(error: ManagerError) -> Self {
+        let code = match &error {
+            ManagerError::Runtime(RuntimeError::Locked { .. }) => 3,
+            ManagerError::Runtime(RuntimeError::PathTooLong { .. }) => 2,
+            ManagerError::Stray { .. } => 2,
+            ManagerError::Memory(_) => 4,
+            ManagerError::Runtime(_) | ManagerError::Io { .. } => 1,
+        };
+        Self::new(code, error)
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Some(Command::NamespaceInit {
+        hostname,
+        run,
+        command,
+    }) = cli.command
+    {
+        let init = NamespaceInit {
+            hostname,
+            run,
+            command,
+        };
+        let Err(error) = init.run();
+        eprintln!("lupin-fabricd: {error}");
+        return ExitCode::from(namespace_init::FAILED);
+    }
+    match serve(cli.serve) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            log::error!("{}", failure.message);
+            // Whoever waits at the terminal reads it even if the log goes elsewhere.
+            eprintln!("lupin-fabricd: {}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn serve(args: Serve) -> Result<(), Failure> {
+    let ready = args.ready_fd.map(adopt_ready_fd).transpose()?;
+    start_log(&args)?;
+    let file = args.pod_file.unwrap_or_default();
+    let pod = Pod::load(&file).map_err(|e| Failure::new(2, e))?;
+    pod.check_host(&HostLimits::of_this_host(&pod))
+        .map_err(|e| Failure::new(2, e))?;
+    let init = std::env::current_exe().map_err(|e| Failure::new(1, e))?;
+    let backends = Backends {
+        kvm: Arc::new(VmmPower {
+            program: beside("lupin-vmm", args.vmm.as_deref()),
+            fence_bound: Duration::from_millis(args.fence_timeout_ms),
+        }),
+        namespace: Arc::new(NamespacePower {
+            init,
+            agent: beside("lupin-guest-agent", args.agent.as_deref()),
+        }),
+    };
+    let manager = Manager::open(pod, &args.runtime_dir, backends)?;
+    let handle = manager.handle();
+    // Before anything is started: a signal from here on brings the pod down in order.
+    watch_signals(handle.clone(), Duration::from_millis(args.grace_ms))?;
+    let socket = manager.runtime().control_socket();
+    let server = Server::start(handle, &socket)
+        .map_err(|e| Failure::new(1, format!("cannot serve {}: {e}", socket.display())))?;
+    log::info!(
+        "in charge of {}{}",
+        manager.runtime().path().display(),
+        if manager.is_takeover() {
+            ", taken over from a manager that died"
+        } else {
+            ""
+        }
+    );
+    if let Some(mut ready) = ready {
+        let _ = ready.write_all(b"ready\n");
+    }
+    notify_service_manager();
+    let outcome = manager.run();
+    drop(server);
+    outcome.map_err(Failure::from)
+}
+
+/// Owns the descriptor that the starter left for the message.
+fn adopt_ready_fd(fd: RawFd) -> Result<File, Failure> {
+    let bad = |why: &str| Failure::new(2, format!("--ready-fd {fd}: {why}"));
+    if fd <= 2 {
+        return Err(bad("standard descriptors cannot be used for this"));
+    }
+    // SAFETY: reading flags of a descriptor number has no memory effects, open or not.
+    let open = unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0;
+    if !open {
+        return Err(bad("there is no such descriptor"));
+    }
+    // SAFETY: it is open, was inherited on purpose (the operator named it), and at this point, at
+    // the start of the program, nothing else of ours can own it: we have opened nothing yet.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: a flag of a descriptor that we own. Nodes shall not inherit it.
+    unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
+    Ok(File::from(fd))
+}
+
+fn start_log(args: &Serve) -> Result<(), Failure> {
+    let mut builder = env_logger::Builder::new();
+    builder
+        .filter_level(args.log_level)
+        .format_timestamp_millis()
+        .format_target(false);
+    if let Some(path) = &args.log_file {
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(path)
+            .map_err(|e| Failure::new(2, format!("cannot log to {}: {e}", path.display())))?;
+        builder.target(env_logger::Target::Pipe(Box::new(file)));
+    }
+    builder.init();
+    Ok(())
+}
+
+/// The first SIGTERM or SIGINT brings the pod down with the grace, the second without. SIGHUP
+/// means that a terminal was closed, which is nothing to a daemon.
+fn watch_signals(handle: Arc<impl PodControl + 'static>, grace: Duration) -> Result<(), Failure> {
+    let failed = |e: std::io::Error| Failure::new(1, format!("cannot watch signals: {e}"));
+    let signals = [SIGTERM, SIGINT, SIGHUP];
+    let mut signals = signal_hook::iterator::Signals::new(signals).map_err(failed)?;
+    let watch = move || {
+        let mut grace = grace;
+        for signal in signals.forever() {
+            if signal == SIGHUP {
+                log::info!("SIGHUP ignored");
+                continue;
+            }
+            log::info!("signal {signal}: bringing the pod down");
+            handle.down(grace);
+            grace = Duration::ZERO;
+        }
+    };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(watch)
+        .map_err(failed)?;
+    Ok(())
+}
+
+/// `READY=1` to the socket that systemd and its like name in the environment.
+fn notify_service_manager() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let address = match path.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        _ => SocketAddr::from_pathname(&path),
+    };
+    let sent =
+        address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(b"READY=1\n", &address));
+    if let Err(e) = sent {
+        log::warn!("cannot tell {} that we are ready: {e}", path.display());
+    }
+}

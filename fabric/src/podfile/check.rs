@@ -194,7 +194,7 @@ fn check_heartbeat(
         Err(complain.about(format_args!("heartbeat.{key}"), value, problem, advice))
     };
     let heartbeat = Heartbeat {
-        period: within("period_ms", raw.period_ms, 1, 10_000, 8)?,
+        period: within("period_ms", raw.period_ms, 1, 1_000, 8)?,
         poll: within("poll_ms", raw.poll_ms, 1, 10_000, 16)?,
         deadline: within("deadline_ms", raw.deadline_ms, 2, 600_000, 100)?,
         join_timeout: within(

@@ -1,0 +1,261 @@
+//! The loop that drives the state machine: one thread, one epoll.
+//!
+//! | source | what it means |
+//! |---|---|
+//! | pidfd | a process is gone: known at once, no polling |
+//! | timer | time for a look at every heartbeat |
+//! | eventfd | somebody queued a command |
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lupin_abi::{Generation, NodeId};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+
+use super::handle::{Command, ManagerHandle, NodeView};
+use super::state::{Core, Effect};
+use super::{Manager, ManagerError, io_failed};
+use crate::agent_link::{AgentLink, LinkEvent, LinkTarget};
+use crate::power::Instance;
+
+const TIMER: u64 = 0;
+const WAKE: u64 = 1;
+/// Tokens of pidfds begin here.
+const FIRST_WATCH: u64 = 2;
+
+struct Driver {
+    core: Core,
+    handle: Arc<ManagerHandle>,
+    epoll: Epoll,
+    watches: HashMap<u64, (NodeId, Arc<dyn Instance>)>,
+    next_watch: u64,
+}
+
+/// Runs the pod until it is down.
+pub(super) fn run(manager: Manager) -> Result<(), ManagerError> {
+    let Manager {
+        core,
+        runtime,
+        handle,
+        takeover,
+    } = manager;
+    let epoll =
+        Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(io_failed("make an epoll set"))?;
+    let timer = TimerFd::new(
+        ClockId::CLOCK_MONOTONIC,
+        TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
+    )
+    .map_err(io_failed("make a timer"))?;
+    let poll = TimeSpec::from_duration(core.pod.heartbeat.poll);
+    timer
+        .set(Expiration::Interval(poll), TimerSetTimeFlags::empty())
+        .map_err(io_failed("set the timer"))?;
+    let readable = |token| EpollEvent::new(EpollFlags::EPOLLIN, token);
+    epoll
+        .add(&timer, readable(TIMER))
+        .and_then(|()| epoll.add(&handle.wake, readable(WAKE)))
+        .map_err(io_failed("watch the timer"))?;
+    let mut driver = Driver {
+        core,
+        handle,
+        epoll,
+        watches: HashMap::new(),
+        next_watch: FIRST_WATCH,
+    };
+    driver
+        .core
+        .begin(takeover)
+        .map_err(io_failed("look for the nodes of an earlier manager"))?;
+    driver.perform();
+    let mut events = [EpollEvent::empty(); 32];
+    loop {
+        let ready = match driver.epoll.wait(&mut events, EpollTimeout::NONE) {
+            Ok(ready) => ready,
+            Err(Errno::EINTR) => continue,
+            Err(e) => return Err(io_failed("wait for events")(e)),
+        };
+        for event in &events[..ready] {
+            match event.data() {
+                TIMER => {
+                    // Only says how often it expired; a late loop makes one look, not many.
+                    let _ = timer.wait();
+                    driver.core.tick();
+                }
+                WAKE => {
+                    let _ = driver.handle.wake.read();
+                    driver.obey();
+                }
+                token => driver.gone(token),
+            }
+            driver.perform();
+        }
+        if driver.core.is_going_down() && driver.core.is_down() {
+            driver.core.finish();
+            runtime.mark_stopped();
+            return Ok(());
+        }
+    }
+}
+
+impl Driver {
+    fn obey(&mut self) {
+        for command in self.handle.take_commands() {
+            match command {
+                Command::Kill(node) => {
+                    self.core.kill(node);
+                }
+                Command::Down(grace) => self.core.down(grace),
+                Command::Fenced(node, generation, fence) => {
+                    self.core.fenced(node, generation, &fence);
+                }
+                Command::LinkUp(node, generation) => self.learn_doorbell(node, generation),
+            }
+        }
+    }
+
+    /// Does what the state machine asks for, and what it asks for in consequence; then shows the
+    /// outcome to other threads.
+    fn perform(&mut self) {
+        loop {
+            let effects = self.core.take_effects();
+            if effects.is_empty() {
+                break;
+            }
+            for effect in effects {
+                match effect {
+                    Effect::Fence(node, generation, instance) => {
+                        self.fence(node, generation, instance);
+                    }
+                    Effect::Watch(node, instance) => self.watch(node, instance),
+                    Effect::Link(node, generation, socket) => {
+                        self.link(LinkTarget {
+                            socket,
+                            pod_id: self.core.memory.header().pod_id(),
+                            node,
+                            generation,
+                        });
+                    }
+                    Effect::Unlink(node) => self.handle.set_link(node, None),
+                    Effect::Shutdown(node, grace) => self.shutdown(node, grace),
+                }
+            }
+        }
+        self.publish();
+    }
+
+    /// A fence may take as long as a process takes to die, and others may fail meanwhile.
+    fn fence(&mut self, node: NodeId, generation: Generation, instance: Arc<dyn Instance>) {
+        let handle = self.handle.clone();
+        let fencing = instance.clone();
+        let work = move || {
+            let instance = fencing;
+            let fence = loop {
+                match instance.fence() {
+                    Ok(fence) => break fence,
+                    // Never raise the generation of a life that may store.
+                    Err(e) => {
+                        log::error!("node {node} cannot be fenced: {e}; trying again");
+                        std::thread::sleep(Duration::from_secs(1));
+                    }
+                }
+            };
+            handle.send(Command::Fenced(node, generation, fence));
+        };
+        let name = format!("fence-{node}");
+        if let Err(e) = std::thread::Builder::new().name(name).spawn(work) {
+            // No memory for a thread. The kill needs none; its fence is found complete when the
+            // process is gone, which this thread must then wait for.
+            log::error!("node {node}: no thread for its fence ({e}): killing it");
+            instance.kill();
+            loop {
+                match instance.fence() {
+                    Ok(fence) => return self.core.fenced(node, generation, &fence),
+                    Err(e) => log::error!("node {node} cannot be fenced: {e}; trying again"),
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+
+    fn watch(&mut self, node: NodeId, instance: Arc<dyn Instance>) {
+        let token = self.next_watch;
+        self.next_watch += 1;
+        if let Some(pidfd) = instance.watch() {
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, token);
+            if let Err(e) = self.epoll.add(pidfd, event) {
+                log::error!("node {node}: its process cannot be watched: {e}");
+            }
+        }
+        self.watches.insert(token, (node, instance));
+    }
+
+    fn gone(&mut self, token: u64) {
+        if let Some((node, instance)) = self.watches.remove(&token) {
+            if let Some(pidfd) = instance.watch() {
+                let _ = self.epoll.delete(pidfd);
+            }
+            self.core.gone(node, &instance);
+        }
+    }
+
+    fn link(&mut self, target: LinkTarget) {
+        let (node, generation) = (target.node, target.generation);
+        let handle = Arc::downgrade(&self.handle);
+        let link = AgentLink::start(target, move |event| match event {
+            LinkEvent::Up(info) => {
+                log::info!(
+                    "node {node}: agent {} on Linux {} answers",
+                    info.agent,
+                    info.kernel
+                );
+                if let Some(handle) = handle.upgrade() {
+                    handle.send(Command::LinkUp(node, generation));
+                }
+            }
+            LinkEvent::Lost(why) => log::debug!("node {node}: no agent: {why}"),
+            LinkEvent::Log(line) => log::info!("node {node}: agent: {line}"),
+        });
+        match link {
+            Ok(link) => self.handle.set_link(node, Some(link)),
+            Err(e) => log::error!("node {node}: no connection to its agent can be made: {e}"),
+        }
+    }
+
+    fn learn_doorbell(&mut self, node: NodeId, generation: Generation) {
+        let life = self.core.running(node);
+        if let Some(life) = life.filter(|life| life.generation == generation)
+            && let Some(link) = self.handle.link_of(node)
+            && let Some(doorbell) = link.doorbell()
+        {
+            life.instance.learn_doorbell(doorbell);
+        }
+    }
+
+    fn shutdown(&mut self, node: NodeId, grace: Duration) {
+        let asked = match self.handle.link_of(node) {
+            Some(link) => link.shutdown(grace).map_err(|e| e.to_string()),
+            None => Err("there is no connection".into()),
+        };
+        if let Err(why) = asked {
+            self.core.cannot_shut_down(node, &why);
+        }
+    }
+
+    fn publish(&self) {
+        let mut view = self.handle.view();
+        view.going_down = self.core.is_going_down();
+        for (id, node) in &self.core.nodes {
+            let pid = node.life.as_ref().map(|life| life.instance.process().pid);
+            let shown = view.nodes.entry(*id).or_insert_with(NodeView::default);
+            if shown.detail != node.detail {
+                shown.detail.clone_from(&node.detail);
+            }
+            shown.pid = pid;
+            shown.joined_in_ns = node.joined_in_ns;
+        }
+    }
+}

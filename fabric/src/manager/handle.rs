@@ -1,0 +1,191 @@
+//! What other threads see of the manager: a queue for what they want, a view of what is.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use lupin_abi::fabric::{FabricSection, NodeState};
+use lupin_abi::{Generation, NodeId};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::agent_link::AgentLink;
+use crate::api::{ControlError, NodeStatus, PodControl, PodPhase, PodStatus};
+use crate::memory::PodMemory;
+use crate::podfile::Pod;
+use crate::power::Fence;
+use crate::sys::clock::monotonic_ns;
+
+/// What other threads ask of the manager's thread.
+pub(super) enum Command {
+    Kill(NodeId),
+    Down(Duration),
+    Fenced(NodeId, Generation, Fence),
+    LinkUp(NodeId, Generation),
+}
+
+/// What is known of a node beside the generation table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct NodeView {
+    pub pid: Option<u32>,
+    pub detail: Option<String>,
+    pub joined_in_ns: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct View {
+    pub nodes: BTreeMap<NodeId, NodeView>,
+    pub going_down: bool,
+}
+
+/// The manager as other threads see it.
+pub struct ManagerHandle {
+    pod: Arc<Pod>,
+    memory: Arc<PodMemory>,
+    folder: PathBuf,
+    epoch: u64,
+    queue: Mutex<VecDeque<Command>>,
+    pub(super) wake: EventFd,
+    view: Mutex<View>,
+    links: Mutex<BTreeMap<NodeId, Arc<AgentLink>>>,
+}
+
+/// Every critical section of this module leaves its data consistent at each step, so a thread
+/// that panicked in one has broken nothing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ManagerHandle {
+    pub(super) fn new(
+        pod: Arc<Pod>,
+        memory: Arc<PodMemory>,
+        folder: &Path,
+        epoch: u64,
+    ) -> nix::Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        Ok(Self {
+            pod,
+            memory,
+            folder: folder.into(),
+            epoch,
+            queue: Mutex::default(),
+            wake: EventFd::from_value_and_flags(0, flags)?,
+            view: Mutex::default(),
+            links: Mutex::default(),
+        })
+    }
+
+    pub(super) fn send(&self, command: Command) {
+        lock(&self.queue).push_back(command);
+        // Fails only when the counter is full, and then the loop is being woken already.
+        let _ = self.wake.write(1);
+    }
+
+    pub(super) fn take_commands(&self) -> VecDeque<Command> {
+        std::mem::take(&mut *lock(&self.queue))
+    }
+
+    pub(super) fn view(&self) -> MutexGuard<'_, View> {
+        lock(&self.view)
+    }
+
+    pub(super) fn set_link(&self, node: NodeId, link: Option<Arc<AgentLink>>) {
+        let mut links = lock(&self.links);
+        let old = match link {
+            Some(link) => links.insert(node, link),
+            None => links.remove(&node),
+        };
+        drop(links);
+        if let Some(old) = old {
+            old.close();
+        }
+    }
+
+    pub(super) fn link_of(&self, node: NodeId) -> Option<Arc<AgentLink>> {
+        lock(&self.links).get(&node).cloned()
+    }
+
+    fn check(&self, node: NodeId) -> Result<NodeState, ControlError> {
+        match self.pod.node(node) {
+            Some(_) => Ok(self.memory.fabric().entry(node).state()),
+            None => Err(ControlError::NoSuchNode {
+                node: node.to_string(),
+            }),
+        }
+    }
+}
+
+impl PodControl for ManagerHandle {
+    fn status(&self) -> PodStatus {
+        let now = monotonic_ns();
+        let view = self.view();
+        let nodes = self.pod.nodes.iter().map(|node| {
+            let entry = self.memory.fabric().entry(node.id);
+            let known = view.nodes.get(&node.id).cloned().unwrap_or_default();
+            NodeStatus {
+                id: node.id.get(),
+                name: node.name.clone(),
+                backend: node.backend.name().into(),
+                state: entry.state(),
+                generation: entry.generation(),
+                cause: entry.cause(),
+                restarts: entry.restarts(),
+                in_state_ns: now.saturating_sub(entry.since_ns()),
+                joined_in_ns: known.joined_in_ns,
+                pid: known.pid,
+                folder: self.folder.join("nodes").join(&node.name),
+                detail: known.detail,
+            }
+        });
+        PodStatus {
+            pod: self.pod.name.clone(),
+            pod_id: format!("{:032x}", self.memory.header().pod_id()),
+            phase: if view.going_down {
+                PodPhase::GoingDown
+            } else {
+                PodPhase::Running
+            },
+            manager_pid: std::process::id(),
+            epoch: self.epoch,
+            pod_file: self.pod.file.clone(),
+            memory: self.pod.memory.path.clone(),
+            memory_bytes: self.memory.header().total_size(),
+            join_timeout_ms: self.pod.heartbeat.join_timeout.as_millis() as u64,
+            nodes: nodes.collect(),
+        }
+    }
+
+    fn fabric(&self) -> &FabricSection {
+        self.memory.fabric()
+    }
+
+    fn kill(&self, node: NodeId) -> Result<(), ControlError> {
+        let state = self.check(node)?;
+        if self.view().going_down {
+            return Err(ControlError::GoingDown);
+        }
+        if !matches!(state, NodeState::Starting | NodeState::Joined) {
+            return Err(ControlError::WrongState {
+                node: node.get(),
+                state,
+                why: "only a node that runs can be killed".into(),
+            });
+        }
+        self.send(Command::Kill(node));
+        Ok(())
+    }
+
+    fn down(&self, grace: Duration) {
+        self.send(Command::Down(grace));
+    }
+
+    fn link(&self, node: NodeId) -> Result<Arc<AgentLink>, ControlError> {
+        let state = self.check(node)?;
+        self.link_of(node).ok_or_else(|| ControlError::WrongState {
+            node: node.get(),
+            state,
+            why: "it has no process to talk to".into(),
+        })
+    }
+}

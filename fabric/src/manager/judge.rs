@@ -1,0 +1,283 @@
+//! Whether a silent node is hung: the judgement on heartbeats, as a pure function of numbers.
+//!
+//! The manager looks at a node's counter every few milliseconds and compares it with its own copy:
+//! only "changed or not", never a clock of the node. Silence is counted in *guest-available* time:
+//!
+//! * A look adds at most two polls. If the manager itself ran late, whatever held it up may have
+//!   held up the node, and nobody saw the node being silent in between.
+//! * From that the time is taken off in which a thread that runs the node's code (virtual CPU,
+//!   agent thread) waited for a CPU of the host. The kernel's account of a wait grows only when
+//!   the wait is over, so a thread that is runnable and has not run since the last look counts
+//!   as waiting all that time.
+//!
+//! So a starved node is not a dead node; a stopped one (no run, no wait) is hung like one that
+//! spins. Half-way to the deadline a node is rung once: an idle one that lost an interrupt wakes
+//! up from that, and nothing is lost on a dead one.
+
+use std::time::Duration;
+
+use crate::podfile::Heartbeat;
+use crate::sys::threads::ThreadTimes;
+
+/// How a look ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The counter moved.
+    Alive,
+    /// It did not, and that means nothing yet.
+    Silent,
+    /// Ring the node now, once.
+    Ring,
+    /// The deadline has passed.
+    Hung(Silence),
+}
+
+/// The numbers behind a verdict of [`Verdict::Hung`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Silence {
+    /// Since the counter was last seen to move, in nanoseconds.
+    pub wall_ns: u64,
+    /// Of that, available to the node.
+    pub available_ns: u64,
+    /// The deadline that this exceeds.
+    pub deadline_ns: u64,
+    /// The counter.
+    pub beats: u64,
+}
+
+/// The judge of one life of a node.
+#[derive(Clone, Debug)]
+pub struct Judge {
+    deadline_ns: u64,
+    most_per_look_ns: u64,
+    beats: u64,
+    changed_ns: u64,
+    silence: Option<Count>,
+}
+
+/// The count of a silence, from the first look that found one.
+#[derive(Clone, Debug)]
+struct Count {
+    looked_ns: u64,
+    available_ns: u64,
+    rung: bool,
+    threads: Vec<ThreadTimes>,
+}
+
+impl Judge {
+    /// Begins with a counter that was just seen.
+    pub fn new(heartbeat: &Heartbeat, now_ns: u64, beats: u64) -> Self {
+        let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Self {
+            deadline_ns: nanos(heartbeat.deadline),
+            most_per_look_ns: 2 * nanos(heartbeat.poll),
+            beats,
+            changed_ns: now_ns,
+            silence: None,
+        }
+    }
+
+    /// One look at the counter. The accounts of the node's threads are read only if it did not
+    /// move: with a healthy node a look costs one load.
+    pub fn look(
+        &mut self,
+        now_ns: u64,
+        beats: u64,
+        threads: impl FnOnce() -> Vec<ThreadTimes>,
+    ) -> Verdict {
+        if beats != self.beats {
+            self.beats = beats;
+            self.changed_ns = now_ns;
+            self.silence = None;
+            return Verdict::Alive;
+        }
+        let threads = threads();
+        let Some(count) = &mut self.silence else {
+            // What the threads did before this look is unknown: the count begins here, in favour
+            // of the node.
+            self.silence = Some(Count {
+                looked_ns: now_ns,
+                available_ns: 0,
+                rung: false,
+                threads,
+            });
+            return Verdict::Silent;
+        };
+        let passed = now_ns.saturating_sub(count.looked_ns);
+        let starved = threads
+            .iter()
+            .filter_map(|now| {
+                let before = count.threads.iter().find(|before| before.tid == now.tid)?;
+                Some(starved_ns(before, now, passed))
+            })
+            .max()
+            .unwrap_or(0);
+        count.available_ns += (passed - starved).min(self.most_per_look_ns);
+        count.looked_ns = now_ns;
+        count.threads = threads;
+        if !count.rung {
+            if count.available_ns < self.deadline_ns / 2 {
+                return Verdict::Silent;
+            }
+            count.rung = true;
+            return Verdict::Ring;
+        }
+        if count.available_ns < self.deadline_ns {
+            return Verdict::Silent;
+        }
+        Verdict::Hung(Silence {
+            wall_ns: now_ns.saturating_sub(self.changed_ns),
+            available_ns: count.available_ns,
+            deadline_ns: self.deadline_ns,
+            beats,
+        })
+    }
+}
+
+/// How much of `passed` a thread waited for a CPU, between two looks.
+fn starved_ns(before: &ThreadTimes, now: &ThreadTimes, passed: u64) -> u64 {
+    let waited = now.delay_ns.saturating_sub(before.delay_ns);
+    if waited > 0 {
+        return waited.min(passed);
+    }
+    let ran = now.run_ns > before.run_ns;
+    if before.runnable && now.runnable && !ran {
+        passed
+    } else {
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn judge() -> Judge {
+        let heartbeat = Heartbeat {
+            period: Duration::from_millis(8),
+            poll: Duration::from_millis(16),
+            deadline: Duration::from_millis(100),
+            join_timeout: Duration::from_secs(60),
+        };
+        Judge::new(&heartbeat, 0, 1)
+    }
+
+    fn thread(run_ms: u64, delay_ms: u64, runnable: bool) -> ThreadTimes {
+        ThreadTimes {
+            tid: 7,
+            run_ns: run_ms * MS,
+            delay_ns: delay_ms * MS,
+            runnable,
+        }
+    }
+
+    /// Looks every `step` ms with a counter that stands still; the accounts are a function of
+    /// time. Returns when the node was rung and when it was called hung, up to `until` ms.
+    fn silence(
+        step: usize,
+        until: u64,
+        account: impl Fn(u64) -> ThreadTimes,
+    ) -> (Option<u64>, Option<(u64, Silence)>) {
+        let (mut judge, mut rung) = (judge(), None);
+        for ms in (0..until).step_by(step) {
+            match judge.look(ms * MS, 1, || vec![account(ms)]) {
+                Verdict::Alive => panic!("alive without a beat"),
+                Verdict::Silent => {}
+                Verdict::Ring => {
+                    assert!(rung.is_none(), "rung twice");
+                    rung = Some(ms);
+                }
+                Verdict::Hung(silence) => return (rung, Some((ms, silence))),
+            }
+        }
+        (rung, None)
+    }
+
+    #[test]
+    fn a_beating_node_is_alive_and_its_threads_are_not_asked() {
+        let mut judge = judge();
+        for n in 0..1000 {
+            let verdict = judge.look(n * 16 * MS, 2 + n, || panic!("asked"));
+            assert_eq!(verdict, Verdict::Alive);
+        }
+    }
+
+    #[test]
+    fn a_halted_or_stopped_node_is_rung_at_half_time_and_hung_at_the_deadline() {
+        let (rung, hung) = silence(16, 1000, |_| thread(5, 5, false));
+        assert_eq!(rung, Some(64));
+        let (at, silence) = hung.unwrap();
+        assert_eq!(at, 112);
+        assert_eq!(silence.available_ns, 112 * MS);
+        assert_eq!(silence.wall_ns, 112 * MS);
+        assert_eq!(silence.beats, 1);
+    }
+
+    #[test]
+    fn a_spinning_node_is_hung() {
+        let (_, hung) = silence(16, 1000, |ms| thread(ms, 0, true));
+        assert_eq!(hung.unwrap().0, 112);
+    }
+
+    #[test]
+    fn a_starved_node_is_not_dead() {
+        // It waits nearly all the time, and the account says so.
+        let (rung, hung) = silence(16, 1500, |ms| thread(ms / 100, ms - ms / 100, true));
+        assert_eq!((rung, hung), (None, None));
+        // One wait of more than a second: the account does not move until it is over.
+        let (rung, hung) = silence(16, 1500, |_| thread(5, 5, true));
+        assert_eq!((rung, hung), (None, None));
+    }
+
+    #[test]
+    fn half_the_cpu_takes_twice_the_time() {
+        let (_, hung) = silence(16, 1000, |ms| thread(ms / 2, ms / 2, true));
+        let (at, silence) = hung.unwrap();
+        assert!((208..=240).contains(&at), "{at}");
+        assert!(silence.available_ns < silence.wall_ns);
+    }
+
+    #[test]
+    fn a_late_manager_does_not_count_what_it_did_not_see() {
+        let mut judge = judge();
+        assert_eq!(judge.look(16 * MS, 1, Vec::new), Verdict::Silent);
+        // Ten seconds without a look: two polls at most are held against the node.
+        assert_eq!(judge.look(10_000 * MS, 1, Vec::new), Verdict::Silent);
+        assert_eq!(judge.look(10_016 * MS, 2, Vec::new), Verdict::Alive);
+        let (_, hung) = silence(5000, 60_000, |_| thread(5, 5, false));
+        assert_eq!(hung.unwrap().0, 20_000, "four looks of 32 ms each");
+    }
+
+    #[test]
+    fn one_beat_begins_anew_and_the_node_can_be_rung_again() {
+        let mut judge = judge();
+        let mut rings = 0;
+        for n in 1..=10u64 {
+            for look in 0..6 {
+                let verdict = judge.look((n * 200 + look * 16) * MS, n, Vec::new);
+                rings += u32::from(verdict == Verdict::Ring);
+                assert!(!matches!(verdict, Verdict::Hung(_)));
+            }
+        }
+        assert_eq!(rings, 10);
+    }
+
+    #[test]
+    fn threads_that_come_and_go_do_not_confuse_it() {
+        let mut judge = judge();
+        let other = ThreadTimes {
+            tid: 9,
+            ..thread(0, 900, true)
+        };
+        judge.look(0, 1, || vec![thread(1, 1, false)]);
+        let verdict = judge.look(64 * MS, 1, || vec![other]);
+        assert_eq!(verdict, Verdict::Silent, "32 ms counted");
+        let backwards = thread(0, 0, false);
+        judge.look(65 * MS, 1, || vec![thread(9, 9, false)]);
+        judge.look(66 * MS, 1, || vec![backwards]);
+        // A clock that goes backwards adds nothing.
+        judge.look(10 * MS, 1, Vec::new);
+    }
+}

@@ -1,0 +1,179 @@
+//! The manager of a pod: the state machine, and the loop that drives it.
+//!
+//! One thread owns all state and is the only one that stores to the fabric section. Everybody
+//! else, operators through [`PodControl`](crate::api::PodControl), fences, agents, talks to it
+//! through a queue.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `state` | the states of nodes and what is known of them |
+//! | `start`, `failure`, `down` | the transitions: a life begins, fails, ends with the pod |
+//! | `adopt` | taking charge of a pod whose manager died |
+//! | `watch`, `judge` | the look at every node, and the judgement on its heartbeat |
+//! | `backoff` | when a node is started again |
+//! | `record` | every store to the fabric section |
+//! | `driver` | the loop: pidfds, clock, queue |
+//! | `handle` | what other threads see |
+
+mod adopt;
+mod backoff;
+mod crash;
+mod down;
+mod driver;
+mod failure;
+mod handle;
+mod judge;
+mod record;
+mod start;
+mod state;
+mod watch;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::memory::{Geometry, MemoryError, PodMemory};
+use crate::podfile::Pod;
+use crate::runtime::{RuntimeError, RuntimeFolder};
+use crate::sys::clock::monotonic_ns;
+pub use handle::ManagerHandle;
+pub use state::Backends;
+use state::Core;
+
+/// A clock in nanoseconds. The product has one, tests turn their own.
+pub(crate) type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// Why a manager cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum ManagerError {
+    /// The runtime folder cannot be used.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The pod memory cannot be used.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A node runs that the pod file does not have.
+    #[error(
+        "node {node:?} of this pod runs (process {pid}) and the pod file does not have it any more; bring the pod down before you change its nodes"
+    )]
+    Stray {
+        /// The name of the node.
+        node: String,
+        /// Its process.
+        pid: u32,
+    },
+    /// A system call failed.
+    #[error("cannot {action}: {source}")]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// A manager in charge of a pod.
+pub struct Manager {
+    core: Core,
+    runtime: RuntimeFolder,
+    handle: Arc<ManagerHandle>,
+    takeover: bool,
+}
+
+impl Manager {
+    /// Takes charge of a pod: locks its runtime folder below `runtime_base` and its memory, which
+    /// is created if there is none. Nothing is started yet.
+    ///
+    /// # Errors
+    /// If another manager has either of them, or if they cannot be used.
+    pub fn open(pod: Pod, runtime_base: &Path, backends: Backends) -> Result<Self, ManagerError> {
+        let longest = pod.nodes.iter().map(|node| node.name.len()).max();
+        let runtime = RuntimeFolder::open(runtime_base, &pod.name, longest.unwrap_or(0))?;
+        let geometry = Geometry {
+            name: pod.name.clone(),
+            node_capacity: pod.memory.node_capacity,
+            system: pod.memory.system,
+            pool: pod.memory.pool,
+        };
+        let memory = Arc::new(PodMemory::open(&pod.memory.path, &geometry)?);
+        let pod_id = memory.header().pod_id();
+        let takeover = runtime.is_takeover(pod_id);
+        if takeover {
+            refuse_strays(&runtime, &pod)?;
+        }
+        runtime.keep_pod_file(&pod.file)?;
+        runtime.mark_running(pod_id)?;
+        let pod = Arc::new(pod);
+        let clock: Clock = Arc::new(monotonic_ns);
+        let core = Core::new(pod.clone(), memory.clone(), &runtime, backends, clock)?;
+        let handle = ManagerHandle::new(pod, memory, runtime.path(), core.recorder.epoch())
+            .map_err(io_failed("make an eventfd"))?;
+        Ok(Self {
+            core,
+            runtime,
+            handle: Arc::new(handle),
+            takeover,
+        })
+    }
+
+    /// What other threads steer the manager with.
+    pub fn handle(&self) -> Arc<ManagerHandle> {
+        self.handle.clone()
+    }
+
+    /// The pod's runtime folder.
+    pub fn runtime(&self) -> &RuntimeFolder {
+        &self.runtime
+    }
+
+    /// Whether nodes of a manager that died may run.
+    pub fn is_takeover(&self) -> bool {
+        self.takeover
+    }
+
+    /// Runs the pod until it is brought down.
+    ///
+    /// # Errors
+    /// If the loop cannot be set up, or a process of an earlier manager cannot be judged. Nodes
+    /// that run go on running, and another manager may take over.
+    pub fn run(self) -> Result<(), ManagerError> {
+        driver::run(self)
+    }
+}
+
+/// A node that runs and is not in the pod file would be nobody's to watch.
+fn refuse_strays(runtime: &RuntimeFolder, pod: &Pod) -> Result<(), ManagerError> {
+    let folder = runtime.path().join("nodes");
+    let entries = std::fs::read_dir(&folder).map_err(io_failed("list the folders of nodes"))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if pod.nodes.iter().any(|node| node.name == name) {
+            continue;
+        }
+        let Some(record) = runtime.node(&name)?.record() else {
+            continue;
+        };
+        let found = crate::sys::process::Process::find(record.process);
+        if found.map_err(io_failed("look for a process"))?.is_some() {
+            return Err(ManagerError::Stray {
+                node: name,
+                pid: record.process.pid,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn io_failed<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> ManagerError {
+    move |source| ManagerError::Io {
+        action,
+        source: source.into(),
+    }
+}
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod manager_test;
+#[cfg(test)]
+mod takeover_test;

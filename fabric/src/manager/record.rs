@@ -1,0 +1,141 @@
+//! The record: every change of the fabric section, in one place.
+//!
+//! There is one writer at a time, the manager that holds the pod memory's lock.
+
+use std::sync::Arc;
+
+use lupin_abi::event::{Cause, EVIDENCE_WORDS, Event, EventKind};
+use lupin_abi::fabric::{FabricSection, NodeState, RING_SLOTS, RingRead};
+use lupin_abi::{Generation, NodeId};
+
+use super::Clock;
+use super::crash;
+use crate::memory::PodMemory;
+
+/// What an event says beyond its kind and node.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Note {
+    pub old: Generation,
+    pub new: Generation,
+    pub cause: Cause,
+    pub evidence: [u64; EVIDENCE_WORDS],
+}
+
+impl Note {
+    /// An event of one life.
+    pub fn of(generation: Generation, cause: Cause, evidence: &[u64]) -> Self {
+        Self::between(generation, generation, cause, evidence)
+    }
+
+    /// An event between two lives. Evidence beyond the words of an event is cut.
+    pub fn between(old: Generation, new: Generation, cause: Cause, evidence: &[u64]) -> Self {
+        let mut words = [0; EVIDENCE_WORDS];
+        for (word, given) in words.iter_mut().zip(evidence) {
+            *word = *given;
+        }
+        Self {
+            old,
+            new,
+            cause,
+            evidence: words,
+        }
+    }
+}
+
+/// Writes events, states and generations.
+pub(super) struct Recorder {
+    memory: Arc<PodMemory>,
+    clock: Clock,
+    epoch: u64,
+}
+
+impl Recorder {
+    /// Takes charge: raises the epoch.
+    pub fn take_charge(memory: Arc<PodMemory>, clock: Clock) -> Self {
+        crash::point("epoch");
+        let state = memory.fabric().state();
+        let epoch = state.epoch() + 1;
+        state.set_epoch(epoch);
+        Self {
+            memory,
+            clock,
+            epoch,
+        }
+    }
+
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    pub fn fabric(&self) -> &FabricSection {
+        self.memory.fabric()
+    }
+
+    pub fn generation(&self, node: NodeId) -> Generation {
+        self.fabric().entry(node).generation()
+    }
+
+    pub fn set_state(&self, node: NodeId, state: NodeState) {
+        crash::point("state");
+        self.fabric().entry(node).set_state(state, (self.clock)());
+    }
+
+    pub fn set_cause(&self, node: NodeId, cause: Cause) {
+        crash::point("cause");
+        self.fabric().entry(node).set_cause(cause);
+    }
+
+    pub fn set_generation(&self, node: NodeId, generation: Generation) {
+        crash::point("generation");
+        self.fabric().entry(node).set_generation(generation);
+    }
+
+    pub fn count_restart(&self, node: NodeId) -> u32 {
+        crash::point("restarts");
+        let entry = self.fabric().entry(node);
+        let restarts = entry.restarts().saturating_add(1);
+        entry.set_restarts(restarts);
+        restarts
+    }
+
+    /// Appends an event and writes it to the log.
+    pub fn event(&self, kind: EventKind, node: Option<NodeId>, note: Note) {
+        crash::point("event");
+        let event = Event {
+            seq: 0,
+            time_ns: (self.clock)(),
+            epoch: self.epoch,
+            kind,
+            node: node.map_or(0, NodeId::get),
+            old_generation: note.old,
+            generation: note.new,
+            cause: note.cause,
+            evidence: note.evidence,
+        };
+        let seq = self.fabric().append(&event);
+        match node {
+            None => log::info!("[{seq}] {kind}, epoch {}", self.epoch),
+            Some(node) if note.cause == Cause::None => {
+                log::info!("[{seq}] node {node} generation {}: {kind}", note.new);
+            }
+            Some(node) => log::info!(
+                "[{seq}] node {node} generation {}: {kind} ({})",
+                note.new,
+                note.cause
+            ),
+        }
+    }
+
+    /// Whether the ring holds an event of this kind about the failure of that life. For a manager
+    /// that goes on where another one died: each step of a failure shall be told once.
+    pub fn has(&self, kind: EventKind, node: NodeId, failed: Generation) -> bool {
+        let head = self.fabric().state().ring_head();
+        let oldest = head.saturating_sub(RING_SLOTS as u64 - 2).max(1);
+        (oldest..=head).rev().any(|seq| {
+            matches!(self.fabric().read(seq), RingRead::Event(event)
+                if event.kind == kind
+                    && event.node == node.get()
+                    && event.old_generation == failed)
+        })
+    }
+}

@@ -1,0 +1,223 @@
+//! The manager's state, owned by one thread.
+//!
+//! ```text
+//!             start             joined
+//!   Waiting ---------> Starting -------> Joined
+//!     ^                   |                |
+//!     |                   +----- failure --+
+//!     |                            v
+//!     |                         Failing      fence under way; nothing is known to peers
+//!     |                            |
+//!     |    fenced: generation raised, event appended, live nodes rung
+//!     |                            v
+//!     +--- restart ---------- (policy) -----> Down
+//! ```
+//!
+//! Every state is in the generation table as well, and written there before anything that
+//! follows from it is done: whoever takes over reads there how far the manager had come.
+//!
+//! The state machine never blocks and makes no thread: what takes time it asks of its driver
+//! with an [`Effect`], and hears the outcome as a call.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lupin_abi::fabric::NodeState;
+use lupin_abi::{Cause, Generation, NodeId};
+
+use super::Clock;
+use super::backoff::{Ending, History};
+use super::judge::Judge;
+use super::record::Recorder;
+use crate::memory::PodMemory;
+use crate::podfile::{Backend, Node, Pod};
+use crate::power::{Instance, PowerControl, StartRequest};
+use crate::runtime::{NodeFolder, RuntimeError, RuntimeFolder};
+
+/// The power backends of a manager.
+#[derive(Clone)]
+pub struct Backends {
+    /// For KVM nodes.
+    pub kvm: Arc<dyn PowerControl>,
+    /// For namespace nodes.
+    pub namespace: Arc<dyn PowerControl>,
+}
+
+impl Backends {
+    pub(super) fn of(&self, node: &Node) -> &Arc<dyn PowerControl> {
+        match node.backend {
+            Backend::Kvm(_) => &self.kvm,
+            Backend::Namespace => &self.namespace,
+        }
+    }
+}
+
+/// What the state machine asks of its driver.
+pub(super) enum Effect {
+    /// Fence this life in the background and report to [`Core::fenced`](super::Core::fenced).
+    Fence(NodeId, Generation, Arc<dyn Instance>),
+    /// Report to [`Core::gone`](super::Core::gone) when this process is gone.
+    Watch(NodeId, Arc<dyn Instance>),
+    /// Keep a connection to the agent of this life.
+    Link(NodeId, Generation, PathBuf),
+    /// Close the connection to the agent.
+    Unlink(NodeId),
+    /// Ask the agent to end its node within this time; report failure to
+    /// [`Core::cannot_shut_down`](super::Core::cannot_shut_down).
+    Shutdown(NodeId, Duration),
+}
+
+/// Where a node stands.
+pub(super) enum Phase {
+    /// Fenced or never started; to be started at a time.
+    Waiting { until_ns: u64 },
+    /// Its process runs; its agent has not reported.
+    Starting,
+    /// It uses pod memory.
+    Joined(Judge),
+    /// Its agent says that it is ending the node; so many nanoseconds of the clock are left to it.
+    Stopping { until_ns: u64 },
+    /// Being fenced.
+    Failing(Failure),
+    /// Stays down.
+    Down,
+}
+
+/// A failure under way.
+pub(super) struct Failure {
+    pub cause: Cause,
+    pub ending: Ending,
+    /// Another manager began it: do not tell again what it told.
+    pub resumed: bool,
+}
+
+/// One node.
+pub(super) struct NodeControl {
+    pub spec: Node,
+    pub folder: NodeFolder,
+    pub phase: Phase,
+    /// The running life.
+    pub life: Option<Life>,
+    /// The process of a life that is fenced, until it is gone; killed at that time.
+    pub remains: Option<(Arc<dyn Instance>, u64)>,
+    pub history: History,
+    /// For operators: why it does not run.
+    pub detail: Option<String>,
+    /// From start to join, in this life.
+    pub joined_in_ns: Option<u64>,
+}
+
+/// One life of a node.
+pub(super) struct Life {
+    pub instance: Arc<dyn Instance>,
+    pub generation: Generation,
+    pub started_ns: u64,
+}
+
+/// The state machine of a pod.
+pub(super) struct Core {
+    pub pod: Arc<Pod>,
+    pub memory: Arc<PodMemory>,
+    pub backends: Backends,
+    pub clock: Clock,
+    pub recorder: Recorder,
+    pub nodes: BTreeMap<NodeId, NodeControl>,
+    pub effects: Vec<Effect>,
+    /// Going down, and when patience ends.
+    pub down_by_ns: Option<u64>,
+}
+
+impl Core {
+    /// Takes charge of the pod. Nothing is started or adopted yet.
+    pub fn new(
+        pod: Arc<Pod>,
+        memory: Arc<PodMemory>,
+        runtime: &RuntimeFolder,
+        backends: Backends,
+        clock: Clock,
+    ) -> Result<Self, RuntimeError> {
+        let mut nodes = BTreeMap::new();
+        for spec in &pod.nodes {
+            let node = NodeControl {
+                spec: spec.clone(),
+                folder: runtime.node(&spec.name)?,
+                phase: Phase::Down,
+                life: None,
+                remains: None,
+                history: History::default(),
+                detail: None,
+                joined_in_ns: None,
+            };
+            nodes.insert(spec.id, node);
+        }
+        Ok(Self {
+            recorder: Recorder::take_charge(memory.clone(), clock.clone()),
+            pod,
+            memory,
+            backends,
+            clock,
+            nodes,
+            effects: Vec::new(),
+            down_by_ns: None,
+        })
+    }
+
+    pub fn now(&self) -> u64 {
+        (self.clock)()
+    }
+
+    /// Takes what is to be done since the last call.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    pub fn is_going_down(&self) -> bool {
+        self.down_by_ns.is_some()
+    }
+
+    /// Whether every node is down and every process gone.
+    pub fn is_down(&self) -> bool {
+        self.nodes
+            .values()
+            .all(|n| matches!(n.phase, Phase::Down) && n.remains.is_none() && n.life.is_none())
+    }
+
+    /// The life that runs, if the node is in a state in which it can fail.
+    pub fn running(&self, id: NodeId) -> Option<&Life> {
+        let node = self.nodes.get(&id)?;
+        matches!(
+            node.phase,
+            Phase::Starting | Phase::Joined(_) | Phase::Stopping { .. }
+        )
+        .then_some(node.life.as_ref())?
+    }
+
+    pub fn request<'a>(
+        &'a self,
+        node: &'a NodeControl,
+        generation: Generation,
+    ) -> StartRequest<'a> {
+        StartRequest {
+            node: &node.spec,
+            generation,
+            folder: &node.folder,
+            memory: &self.memory,
+            heartbeat_period: self.pod.heartbeat.period,
+        }
+    }
+
+    /// Leaves a node down for good and says so.
+    pub fn leave_down(&mut self, id: NodeId) {
+        self.recorder.set_state(id, NodeState::Down);
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.phase = Phase::Down;
+        }
+    }
+}
+
+/// Nanoseconds of a duration, at the type's end for the absurd ones.
+pub(super) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
