@@ -30,6 +30,8 @@ const JOIN_SLACK: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// Between lines that say that nothing changed.
 const PATIENCE_LINE_EVERY: Duration = Duration::from_secs(10);
+/// A node that fails this often before it joins is not worth waiting for.
+const MOST_FAILURES: u32 = 3;
 /// Lines of the console of a node that did not join.
 const CONSOLE_LINES: usize = 12;
 
@@ -285,7 +287,8 @@ impl Progress {
         }
     }
 
-    /// The nodes that will not join: they stay down, or had their time in this wait.
+    /// The nodes that will not join: they stay down, had their time in this wait, or fail again
+    /// and again.
     fn given_up<'a>(&self, pod: &'a PodStatus) -> Vec<&'a NodeStatus> {
         pod.nodes
             .iter()
@@ -293,8 +296,10 @@ impl Progress {
                 NodeState::Joined => false,
                 NodeState::Down => true,
                 _ => {
-                    let failed_here = self.began.get(&node.id) != Some(&node.generation);
-                    failed_here && matches!(node.cause, Cause::NeverJoined | Cause::StartFailed)
+                    let began = self.began.get(&node.id).copied().unwrap_or_default();
+                    let failures = node.generation.saturating_sub(began);
+                    let hopeless = matches!(node.cause, Cause::NeverJoined | Cause::StartFailed);
+                    failures >= if hopeless { 1 } else { MOST_FAILURES }
                 }
             })
             .collect()
