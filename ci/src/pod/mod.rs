@@ -216,7 +216,7 @@ impl Pod {
     /// The process id of the manager.
     pub fn manager_pid(&self) -> io::Result<i32> {
         let ps = self.ps()?;
-        let pid = ps["manager-pid"].as_i64();
+        let pid = ps["manager_pid"].as_i64();
         pid.map(|pid| pid as i32)
             .ok_or_else(|| io::Error::other("`pod ps` shows no manager"))
     }
