@@ -1,6 +1,7 @@
 //! The devices of a machine: serial port, PCI bus, pvpanic, and the fabric device.
 
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use lupin_abi::port::{AGENT_PORT, FABRIC_PORT};
@@ -72,6 +73,7 @@ pub(super) fn pci_bus(outcome: &Arc<OutcomeSlot>) -> Result<Arc<PciBus>, RunErro
 pub(super) fn fabric_device(
     folder: &Path,
     doorbell: &EventFd,
+    doorbells: &Arc<AtomicU64>,
     bus: &PciBus,
     memory: &GuestMemoryMmap,
     routes: &Arc<GsiRoutes>,
@@ -84,6 +86,7 @@ pub(super) fn fabric_device(
                 name: FABRIC_PORT.into(),
                 backend: PortBackend::Doorbell {
                     ring: doorbell.try_clone().map_err(|e| error(&e))?,
+                    delivered: Arc::clone(doorbells),
                     // The guest has nothing to say there.
                     on_write: Box::new(|_| {}),
                 },

@@ -98,9 +98,10 @@ impl Machine {
         let dropped = Arc::new(DroppedAccesses::new(&sections));
         let pci = devices::pci_bus(outcome)?;
         let doorbell = devices::event_fd()?;
+        let doorbells = Arc::new(AtomicU64::new(0));
         let device_thread = match &args.runtime_dir {
             Some(folder) => Some(ManuallyDrop::new(devices::fabric_device(
-                folder, &doorbell, &pci, &memory, &routes, events,
+                folder, &doorbell, &doorbells, &pci, &memory, &routes, events,
             )?)),
             None => None,
         };
@@ -128,7 +129,7 @@ impl Machine {
                 generation: spec.map_or(0, |pod| pod.generation),
                 vcpu_tids: vcpus.tids().to_vec(),
                 doorbell,
-                doorbells: Arc::new(AtomicU64::new(0)),
+                doorbells,
                 dropped,
                 outcome: Arc::clone(outcome),
             }

@@ -18,6 +18,7 @@
 //! ```
 //!
 //! * The newest host connection wins; the one before it is closed.
+//! * A session in which no byte has moved leaves nothing stale: the next host may follow at once.
 //! * A connection made while the guest has the port closed, or while a session is stale, waits; its
 //!   bytes stay in the socket. One that ends while it waits is forgotten with them.
 //! * Bytes that the guest writes while no host is connected stay in the ring until one is, or
@@ -29,8 +30,8 @@
 //!
 //! # What the guest's user space sees
 //! With the Linux driver: `poll` reports `POLLHUP`, and `read` returns 0 once the received bytes
-//! are read, while no host is connected. When a session's host has gone, the program must close the
-//! port and open it again; the next host is announced after that. To wait for a host without
+//! are read, while no host is connected. A program that reads 0 after it has read or written
+//! anything must close the port and open it again; the next host is announced after that. To wait for a host without
 //! spinning, use edge-triggered `epoll` (the change wakes it) on a non-blocking descriptor, or
 //! look every few tens of milliseconds; a blocking `write` sleeps until a host is there, but cannot
 //! learn that a session has become stale.
@@ -77,6 +78,8 @@ pub(super) struct Bridge {
     queues: PortQueues,
     guest_open: bool,
     session: Session,
+    /// Bytes have moved in this session.
+    moved: bool,
     connection: Option<Connection>,
     /// A connection whose guest has closed, until it has taken what was written before.
     lingering: Option<Connection>,
@@ -162,6 +165,7 @@ impl Bridge {
             queues: PortQueues::default(),
             guest_open: false,
             session: Session::None,
+            moved: false,
             connection: None,
             lingering: None,
             ended: false,
@@ -270,6 +274,7 @@ impl Bridge {
     fn pair(&mut self, ops: &mut EventOps) -> Result<(), QueueError> {
         if self.session == Session::None && self.guest_open && self.connection.is_some() {
             self.session = Session::Open;
+            self.moved = false;
         }
         self.pump(ops)
     }
@@ -280,7 +285,10 @@ impl Bridge {
             connection.watch(EventSet::empty(), ops);
             self.ended = true;
             if self.session == Session::Open {
-                self.session = Session::Stale;
+                self.session = match self.moved {
+                    true => Session::Stale,
+                    false => Session::None,
+                };
             }
         }
     }
@@ -360,6 +368,7 @@ impl Bridge {
                     queue.write(&chain, &self.buffer[..len])?;
                     queue.done(&chain, len as u32)?;
                     filled = true;
+                    self.moved = true;
                 }
                 outcome => {
                     queue.undo_pop();
@@ -411,6 +420,7 @@ impl Bridge {
             let take = left.min((HIGH_WATER - start) as u64) as usize;
             connection.out.resize(start + take, 0);
             queue.read(&chain, offset, &mut connection.out[start..])?;
+            self.moved = true;
             if take as u64 == left {
                 queue.done(&chain, 0)?;
                 used += 1;

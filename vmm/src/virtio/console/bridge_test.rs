@@ -180,6 +180,8 @@ fn the_newest_connection_wins() {
     f.driver.provide(RX, 8, 4096);
     f.guest_open(true);
     let mut first = f.connect();
+    f.driver.send(TX, b"you");
+    assert_eq!(host_reads(&mut first), (b"you".to_vec(), false));
     let mut second = f.connect();
     assert_eq!(host_reads(&mut first), (vec![], true));
     assert_eq!(f.told(), [true, false]);
@@ -188,6 +190,25 @@ fn the_newest_connection_wins() {
     assert_eq!(f.told(), [true]);
     f.host_writes(&mut second, b"me");
     assert_eq!(f.guest_reads(), b"me");
+}
+
+#[test]
+fn a_silent_session_leaves_nothing_stale() {
+    let mut f = fixture();
+    f.driver.provide(RX, 8, 4096);
+    f.guest_open(true);
+    drop(f.connect());
+    f.driver.run();
+    assert_eq!(f.told(), [true, false]);
+    f.driver.send(TX, b"for whoever comes");
+    let mut host = f.connect();
+    assert_eq!(f.told(), [true], "without a close by the guest");
+    f.host_writes(&mut host, b"me");
+    assert_eq!(f.guest_reads(), b"me");
+    assert_eq!(
+        host_reads(&mut host),
+        (b"for whoever comes".to_vec(), false)
+    );
 }
 
 #[test]

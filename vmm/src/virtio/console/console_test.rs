@@ -27,16 +27,19 @@ fn named(id: u32, name: &str) -> Vec<u8> {
 
 struct Bell {
     ring: EventFd,
+    delivered: Arc<AtomicU64>,
     written: Arc<AtomicU64>,
     driver: FakeDriver,
 }
 
 fn bell() -> Bell {
     let ring = EventFd::new(0).unwrap();
+    let delivered = Arc::new(AtomicU64::new(0));
     let written = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&written);
     let backend = PortBackend::Doorbell {
         ring: ring.try_clone().unwrap(),
+        delivered: Arc::clone(&delivered),
         on_write: Box::new(move |bytes| {
             counter.fetch_add(bytes, Ordering::Relaxed);
         }),
@@ -48,6 +51,7 @@ fn bell() -> Bell {
     let driver = FakeDriver::new(Box::new(Console::new(ConsoleSpec { ports }).unwrap()));
     Bell {
         ring,
+        delivered,
         written,
         driver,
     }
@@ -96,6 +100,7 @@ fn a_ring_is_one_byte_and_one_interrupt() {
     bell.ring.write(3).unwrap();
     bell.ring();
     assert_eq!(bell.driver.received(4), [[1]], "rings coalesce");
+    assert_eq!(bell.delivered.load(Ordering::Relaxed), 2);
 }
 
 #[test]
@@ -236,6 +241,7 @@ fn too_many_ports_are_an_error() {
         name: String::new(),
         backend: PortBackend::Doorbell {
             ring: EventFd::new(0).unwrap(),
+            delivered: Arc::default(),
             on_write: Box::new(|_| {}),
         },
     };

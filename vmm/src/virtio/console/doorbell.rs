@@ -9,6 +9,8 @@
 //! nothing. The host's end is always open.
 
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use event_manager::{EventOps, Events};
 use vmm_sys_util::epoll::EventSet;
@@ -23,6 +25,7 @@ const BELL: u8 = 1;
 /// Host's end of the port.
 pub(super) struct Doorbell {
     ring: EventFd,
+    delivered: Arc<AtomicU64>,
     on_write: Box<dyn FnMut(u64) + Send>,
     event: u32,
     queues: PortQueues,
@@ -31,7 +34,12 @@ pub(super) struct Doorbell {
 }
 
 impl Doorbell {
-    pub(super) fn new(ring: EventFd, on_write: Box<dyn FnMut(u64) + Send>, event: u32) -> Self {
+    pub(super) fn new(
+        ring: EventFd,
+        delivered: Arc<AtomicU64>,
+        on_write: Box<dyn FnMut(u64) + Send>,
+        event: u32,
+    ) -> Self {
         // Whoever else holds the descriptor may read it empty between epoll and our read, which
         // then must not block.
         // SAFETY: F_GETFL and F_SETFL on a descriptor we own touch no memory of ours.
@@ -45,6 +53,7 @@ impl Doorbell {
         let queues = PortQueues::default();
         Self {
             ring,
+            delivered,
             on_write,
             event,
             queues,
@@ -97,6 +106,8 @@ impl Doorbell {
         }
         queue.done(&chain, 1)?;
         queue.interrupt();
+        // Relaxed: a counter for people.
+        self.delivered.fetch_add(1, Ordering::Relaxed);
         self.pending = false;
         Ok(())
     }

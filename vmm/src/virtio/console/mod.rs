@@ -25,6 +25,7 @@ mod console_test;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use event_manager::{EventOps, Events};
 use vmm_sys_util::eventfd::EventFd;
@@ -73,6 +74,8 @@ pub enum PortBackend {
     Doorbell {
         /// Each wake-up of this descriptor puts one byte into the guest's receive queue.
         ring: EventFd,
+        /// Counts the bytes put there.
+        delivered: Arc<AtomicU64>,
         /// Told, on the device thread, how many bytes the guest has written. Must not block.
         on_write: Box<dyn FnMut(u64) + Send>,
     },
@@ -169,9 +172,11 @@ impl Console {
         for (index, port) in spec.ports.into_iter().enumerate() {
             let events = DEVICE_EVENT + EVENTS_PER_PORT * index as u32;
             let backend = match port.backend {
-                PortBackend::Doorbell { ring, on_write } => {
-                    Backend::Doorbell(Doorbell::new(ring, on_write, events))
-                }
+                PortBackend::Doorbell {
+                    ring,
+                    delivered,
+                    on_write,
+                } => Backend::Doorbell(Doorbell::new(ring, delivered, on_write, events)),
                 PortBackend::Socket { path } => Backend::Bridge(Bridge::listen(path, events)?),
             };
             ports.push(Port {
