@@ -98,7 +98,8 @@ fn first_fit_fills_gaps() {
 
 #[test]
 fn a_death_at_any_store_leaves_nothing_that_cannot_be_used_again() {
-    let operations: [(&str, fn(&Directory)); 3] = [
+    type Operation = fn(&Directory);
+    let operations: [(&str, Operation); 3] = [
         ("create", |d| {
             make(d, "new", 4 << 20);
         }),
@@ -233,7 +234,7 @@ fn an_entry_that_makes_no_sense_is_refused_and_not_followed() {
     for (offset, size) in [
         (POOL, 2 << 20),
         (1, 2 << 20),
-        (0, 0),
+        (2 << 20, 0),
         (u64::MAX & !0x1f_ffff, 4 << 20),
     ] {
         (segment.offset, segment.size) = (offset, size);
