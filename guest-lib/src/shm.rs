@@ -57,6 +57,9 @@ pub enum ShmError {
     },
 }
 
+/// A range of bytes as single bytes, whole words, and single bytes.
+type Split<'m> = (&'m [AtomicU8], &'m [AtomicU64], &'m [AtomicU8]);
+
 /// A shared mapping of a file or device; unmapped when dropped.
 #[derive(Debug)]
 pub struct Mapping {
@@ -205,11 +208,7 @@ impl Mapping {
     }
 
     /// The bytes before the first whole word, the words, and the bytes after them.
-    fn split(
-        &self,
-        offset: u64,
-        len: usize,
-    ) -> Result<(&[AtomicU8], &[AtomicU64], &[AtomicU8]), ShmError> {
+    fn split(&self, offset: u64, len: usize) -> Result<Split<'_>, ShmError> {
         // Mappings are page aligned, so offsets tell the alignment.
         let head = (offset.wrapping_neg() % 8).min(len as u64);
         let words = (len as u64 - head) / 8;

@@ -15,7 +15,7 @@ mod thread;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lupin_abi::fabric::FabricSection;
 use lupin_abi::instances::InstancesSection;
@@ -137,6 +137,21 @@ impl Pod {
 
     /// Asks the agent, and asks once more if the connection breaks: the agent was restarted.
     fn request(&self, request: &Request) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
+        self.request_from(&self.inner.address, request)
+    }
+
+    /// Asks the agent if it is there, and does not wait for one.
+    fn request_now(&self, request: &Request) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
+        let mut address = self.inner.address.clone();
+        address.patience.connect = Duration::ZERO;
+        self.request_from(&address, request)
+    }
+
+    fn request_from(
+        &self,
+        address: &Address,
+        request: &Request,
+    ) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
         let inner = &self.inner;
         let mut slot = inner
             .connection
@@ -146,9 +161,9 @@ impl Pod {
         loop {
             let socket = match slot.take() {
                 Some(socket) => socket,
-                None => self.reconnect()?,
+                None => self.reconnect(address)?,
             };
-            let patience = inner.address.patience.request;
+            let patience = address.patience.request;
             match exchange(&socket, request, Instant::now() + patience, patience) {
                 Ok(answer) => {
                     *slot = Some(socket);
@@ -162,8 +177,8 @@ impl Pod {
         }
     }
 
-    fn reconnect(&self) -> Result<PacketSocket, ClientError> {
-        let (socket, welcome) = self.inner.address.connect()?;
+    fn reconnect(&self, address: &Address) -> Result<PacketSocket, ClientError> {
+        let (socket, welcome) = address.connect()?;
         check_life(self.inner.me, &welcome)?;
         Ok(socket)
     }

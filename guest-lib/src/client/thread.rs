@@ -61,7 +61,7 @@ impl Drop for Thread {
             id: self.instance.id(),
             generation: self.instance.generation(),
         };
-        // Without an agent to tell, the end of the process will do.
-        let _ = self.pod.request(&request);
+        // Without an agent to tell, the end of the process will do: no waiting for one.
+        let _ = self.pod.request_now(&request);
     }
 }

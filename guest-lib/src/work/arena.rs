@@ -57,7 +57,7 @@ impl Last {
     fn from_word(word: u64) -> Self {
         Self {
             unit: (word >> (END_BITS + BLOCKS_BITS)) as u32,
-            place: Place::from_word(word & (1 << (END_BITS + BLOCKS_BITS)) - 1),
+            place: Place::from_word(word & ((1 << (END_BITS + BLOCKS_BITS)) - 1)),
             end: word & END_MASK,
         }
     }
@@ -68,10 +68,10 @@ impl Last {
 }
 
 impl Job<'_> {
-    /// Bytes handed out so far.
-    pub(super) fn arena_used(&self) -> Result<u64, WorkError> {
-        self.help_last()?;
-        Ok(Last::from_word(self.header()?.arena.word.load(Ordering::Acquire)).end * BLOCK)
+    /// Bytes handed out so far, and the last allocation with its unit. Stores nothing.
+    pub(super) fn arena_used(&self) -> Result<(u64, Option<(u32, Place)>), WorkError> {
+        let last = Last::from_word(self.header()?.arena.word.load(Ordering::Acquire));
+        Ok((last.end * BLOCK, last.place.map(|place| (last.unit, place))))
     }
 
     /// Writes the last allocation down in its unit's line, if that was not done.

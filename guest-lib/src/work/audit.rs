@@ -63,21 +63,25 @@ impl JobAudit {
 }
 
 impl Job<'_> {
-    /// Looks at every unit and every block. Exact when nobody works on the job.
+    /// Looks at every unit and every block, and stores nothing: a read-only mapping will do.
+    /// Exact when nobody works on the job.
     ///
     /// # Errors
     /// [`WorkError::Damaged`] names the first unit whose result is damaged.
     pub fn audit(&self) -> Result<JobAudit, WorkError> {
         let mut audit = JobAudit::default();
-        let allocated = self.arena_used()?;
+        let (allocated, last) = self.arena_used()?;
         let mut places: Vec<Place> = Vec::new();
         for number in 0..self.spec.phases.len() {
             let Some(phase) = Phase::new(self, number) else {
                 break;
             };
             audit.phases.push(self.audit_phase(&phase)?);
-            for line in phase.lines()? {
-                let place = Place::from_word(line.place.load(Ordering::Acquire));
+            for (index, line) in phase.lines()?.iter().enumerate() {
+                let written = Place::from_word(line.place.load(Ordering::Acquire));
+                // The last allocation may not be written down yet.
+                let unit = phase.first() + index as u32;
+                let place = written.or(last.filter(|(u, _)| *u == unit).map(|(_, place)| place));
                 let Some(place) = place else { continue };
                 places.push(place);
                 match line.result.load(Ordering::Acquire) {

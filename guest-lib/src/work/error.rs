@@ -32,10 +32,10 @@ pub enum WorkError {
     #[error("the job exists")]
     Exists,
     /// Somebody alive is creating it.
-    #[error("the job is being created by {0}: try again in a moment")]
+    #[error("the job is being created by thread {0}: try again in a moment")]
     BeingCreated(InstanceId),
     /// Its creator died in the middle.
-    #[error("the creator of the job ({0}) died before it was complete: create it again")]
+    #[error("the creator of the job (thread {0}) died before it was complete: create it again")]
     Unfinished(InstanceId),
     /// The arena is used up.
     #[error("the job's arena of {capacity} bytes is used up; {wanted} more were wanted")]

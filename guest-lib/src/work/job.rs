@@ -14,6 +14,10 @@ use crate::shm::Mapping;
 use crate::store::{cas64, store32, store64};
 use crate::wait::Pacer;
 
+/// How long a segment may be without a creator before that one is taken for dead: nobody can
+/// tell whether a creator that has not come to its first store lives.
+const UNCLAIMED: Duration = Duration::from_secs(1);
+
 /// A job, open for work.
 #[derive(Debug)]
 pub struct Job<'m> {
@@ -104,7 +108,8 @@ impl<'m> Job<'m> {
         patience: Duration,
     ) -> Result<Self, WorkError> {
         let header: &JobHeader = memory.get(0)?;
-        let mut pacer = Pacer::new(Some(Instant::now() + patience));
+        let start = Instant::now();
+        let mut pacer = Pacer::new(Some(start + patience));
         let seal = loop {
             // Acquire: pairs with the Release of `publish`.
             let seal = header.seal.load(Ordering::Acquire);
@@ -116,19 +121,16 @@ impl<'m> Job<'m> {
                 return Err(WorkError::NotThisJob("it holds other data"));
             }
             let creator = InstanceId::from_word(header.creator.load(Ordering::Acquire));
-            // A segment that is all zero belongs to a creator that has not come to its first
-            // store: it gets the whole patience, for nobody can tell whether it lives.
-            if !creator.is_none()
-                && !judge.is_alive(creator)
-                && header.seal.load(Ordering::Acquire) == 0
-            {
+            let is_hopeless = match creator.is_none() {
+                true => start.elapsed() >= UNCLAIMED,
+                false => !judge.is_alive(creator),
+            };
+            // The seal again: the creator may have stored it and then ended.
+            if is_hopeless && header.seal.load(Ordering::Acquire) == 0 {
                 return Err(WorkError::Unfinished(creator));
             }
             if pacer.sleep().is_err() {
-                return Err(match creator.is_none() {
-                    true => WorkError::Unfinished(creator),
-                    false => WorkError::BeingCreated(creator),
-                });
+                return Err(WorkError::BeingCreated(creator));
             }
         };
         if header.magic.load(Ordering::Acquire) != JOB_MAGIC {

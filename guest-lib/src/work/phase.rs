@@ -95,6 +95,10 @@ impl<'j> Phase<'j> {
         self.units
     }
 
+    pub(super) fn first(&self) -> u32 {
+        self.first
+    }
+
     /// How far the phase is. Counted from the results, the only truth there is.
     ///
     /// # Errors

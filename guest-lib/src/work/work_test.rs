@@ -43,7 +43,11 @@ fn create(memory: &Mapping, me: InstanceId, judge: &impl Liveness) -> Result<(),
 }
 
 fn open<'m>(memory: &'m Mapping, judge: &impl Liveness) -> Result<Job<'m>, WorkError> {
-    Job::open(memory, KIND, judge, Duration::from_millis(20))
+    Job::open(memory, KIND, judge, Duration::from_millis(20)).map_err(|error| match error {
+        // All zero: the patience of these tests is shorter than the time for that verdict.
+        WorkError::BeingCreated(InstanceId::NONE) => WorkError::Unfinished(InstanceId::NONE),
+        other => other,
+    })
 }
 
 /// A unit of phase 0 copies its eight bytes of input; one of phase 1 concatenates phase 0.
