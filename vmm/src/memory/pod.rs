@@ -26,10 +26,11 @@ use super::MemoryError;
 use crate::arch::layout::{Range, SECTION_ALIGN, SECTION_HUGE_ALIGN, place_sections};
 use crate::run::options::{KeyValues, OptionError};
 
-/// `--pod-memory file=PATH,node=ID,generation=G`
+/// `--pod-memory file=PATH,node=ID,generation=G[,heartbeat_ms=N]`
 ///
 /// The shared memory of the pod (a formatted file, hugetlbfs file or /dev/daxX.Y), which of
-/// its nodes this guest is, and which life of it.
+/// its nodes this guest is, and which life of it; and how often its agent shows that it lives
+/// (default: every 8 ms).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodMemorySpec {
     /// The formatted pod memory.
@@ -38,13 +39,18 @@ pub struct PodMemorySpec {
     pub node: NodeId,
     /// The generation that this process runs the node as, at least 1.
     pub generation: Generation,
+    /// Milliseconds between two heartbeats of the guest's agent, 1 to 1000.
+    pub heartbeat_ms: u32,
 }
+
+/// Milliseconds between two heartbeats, unless said otherwise: the paper's figure.
+pub const DEFAULT_HEARTBEAT_MS: u32 = 8;
 
 impl FromStr for PodMemorySpec {
     type Err = OptionError;
 
     fn from_str(text: &str) -> Result<Self, OptionError> {
-        let mut options = KeyValues::parse(text, &["file", "node", "generation"])?;
+        let mut options = KeyValues::parse(text, &["file", "node", "generation", "heartbeat_ms"])?;
         let node: u32 = options.number("node")?;
         let generation: Generation = options.number("generation")?;
         if generation == 0 {
@@ -54,11 +60,21 @@ impl FromStr for PodMemorySpec {
                 "generations start at 1",
             ));
         }
+        let heartbeat_ms = match options.number("heartbeat_ms") {
+            Err(OptionError::Missing(_)) => DEFAULT_HEARTBEAT_MS,
+            Ok(ms @ 1..=1000) => ms,
+            Ok(ms) => {
+                let why = "must be 1 to 1000";
+                return Err(OptionError::value("heartbeat_ms", ms, why));
+            }
+            Err(e) => return Err(e),
+        };
         Ok(Self {
             file: options.required("file")?.into(),
             node: NodeId::new(node)
                 .ok_or_else(|| OptionError::value("node", node, "node ids are 1 to 1024"))?,
             generation,
+            heartbeat_ms,
         })
     }
 }
@@ -168,28 +184,16 @@ impl PodMemory {
     }
 
     /// The value of `lupin.sections=` on the guest's command line.
-    ///
-    /// The instances have an entry of their own although they are the start of the system
-    /// section's memslot: the agent makes a device of each entry.
     pub fn command_line_value(&self) -> String {
-        let mut entries = Vec::new();
-        for Section { kind, guest, .. } in &self.sections {
-            let (mut start, mut size) = (guest.start, guest.size);
-            if *kind == SectionKind::System {
-                let instances = layout::INSTANCES_SIZE;
-                entries.push(format!(
-                    "{}@{start:#x}+{instances:#x}",
-                    SectionKind::Instances.name()
-                ));
-                (start, size) = (start + instances, size - instances);
-            }
-            entries.push(format!("{}@{start:#x}+{size:#x}", kind.name()));
-        }
+        let entry = |Section { kind, guest, .. }: &Section| {
+            format!("{}@{:#x}+{:#x}", kind.name(), guest.start, guest.size)
+        };
+        let entries: Vec<String> = self.sections.iter().map(entry).collect();
         entries.join(",")
     }
 }
 
-/// Checks the headers at the start of every section but the first, and of the instances.
+/// Checks the headers at the start of the node section, the instances and the system section.
 fn check_headers(
     header: &PodHeader,
     node: NodeId,
@@ -202,7 +206,9 @@ fn check_headers(
             read_header(&words[first..])
         };
         match kind {
-            SectionKind::Fabric | SectionKind::Instances => {}
+            // The fabric section's header is the pod header; the pool has none, all of it
+            // belongs to segments.
+            SectionKind::Fabric | SectionKind::Instances | SectionKind::Pool => {}
             SectionKind::Node => {
                 header.check_section(&at(0), *kind, node.get(), mapping.size as u64)?;
             }
@@ -210,9 +216,6 @@ fn check_headers(
                 let instances = layout::INSTANCES_SIZE;
                 header.check_section(&at(0), SectionKind::Instances, 0, instances)?;
                 header.check_section(&at(instances), *kind, 0, header.kernel().size)?;
-            }
-            SectionKind::Pool => {
-                header.check_section(&at(0), *kind, 0, mapping.size as u64)?;
             }
         }
     }

@@ -25,7 +25,6 @@ pub(crate) fn formatted(nodes: u32) -> tempfile::NamedTempFile {
     }
     section(SectionKind::Instances, 0, header.instances());
     section(SectionKind::System, 0, header.kernel());
-    section(SectionKind::Pool, 0, header.pool());
     file
 }
 
@@ -34,6 +33,7 @@ fn spec(file: &tempfile::NamedTempFile, node: u32) -> PodMemorySpec {
         file: file.path().into(),
         node: NodeId::new(node).unwrap(),
         generation: 1,
+        heartbeat_ms: 8,
     }
 }
 
@@ -41,12 +41,19 @@ fn spec(file: &tempfile::NamedTempFile, node: u32) -> PodMemorySpec {
 fn parses_the_option() {
     let spec: PodMemorySpec = "file=/x/pod,node=3,generation=2".parse().unwrap();
     assert_eq!((spec.node.get(), spec.generation), (3, 2));
+    assert_eq!(spec.heartbeat_ms, 8);
+    let spec: PodMemorySpec = "file=x,node=3,generation=2,heartbeat_ms=50"
+        .parse()
+        .unwrap();
+    assert_eq!(spec.heartbeat_ms, 50);
     for (text, names) in [
         ("node=1,generation=1", "file"),
         ("file=x,node=0,generation=1", "node"),
         ("file=x,node=one,generation=1", "one"),
         ("file=x,node=1,generation=0", "generation"),
         ("file=x,node=1,generation=1,size=4", "size"),
+        ("file=x,node=1,generation=1,heartbeat_ms=0", "heartbeat_ms"),
+        ("file=x,node=1,generation=1,heartbeat_ms=soon", "soon"),
     ] {
         let error = text.parse::<PodMemorySpec>().unwrap_err().to_string();
         assert!(error.contains(names), "{text}: {error}");
@@ -54,7 +61,7 @@ fn parses_the_option() {
 }
 
 #[test]
-fn places_four_sections_and_names_five() {
+fn places_and_names_four_sections() {
     let file = formatted(3);
     let pod = PodMemory::attach(&spec(&file, 2), GIB).unwrap();
     let kinds: Vec<_> = pod
@@ -74,17 +81,14 @@ fn places_four_sections_and_names_five() {
     for section in &pod.sections {
         assert_eq!(section.host_address() % SECTION_ALIGN, 0);
     }
-    let system = pod.sections[2].guest.start;
     let line = pod.command_line_value();
+    let system = pod.sections[2].guest.start;
+    assert!(line.starts_with("fabric@0x"), "{line}");
     assert!(
-        line.contains(&format!("instances@{system:#x}+0x200000,")),
+        line.contains(&format!(",system@{system:#x}+0x400000,")),
         "{line}"
     );
-    assert!(
-        line.contains(&format!(",system@{:#x}+0x200000,", system + 2 * MIB)),
-        "{line}"
-    );
-    assert_eq!(line.split(',').count(), 5);
+    assert_eq!(line.split(',').count(), 4);
 }
 
 #[test]
