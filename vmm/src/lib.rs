@@ -36,5 +36,6 @@ pub mod pci;
 pub mod pod;
 pub mod probe;
 pub mod run;
+pub mod throttle;
 pub mod vcpu;
 pub mod virtio;

@@ -229,11 +229,11 @@ impl Msix {
             }
             match MsiVector::new(&self.routes, message) {
                 Ok(vector) => entry.vector = Some(vector),
-                Err(e) => log::error!("MSI-X vector {n} stays silent: {e}"),
+                Err(e) => crate::guest_warn!("MSI-X vector {n} stays silent: {e}"),
             }
         }
         if let Err(e) = self.routes.commit() {
-            log::error!("MSI-X interrupts go to their former places: {e}");
+            crate::guest_warn!("MSI-X interrupts go to their former places: {e}");
         }
         for entry in state
             .entries

@@ -17,7 +17,7 @@ use crate::devices::serial::{InputDrained, InterruptLine, SerialDevice};
 use crate::irq::{GsiRoutes, KvmEvents};
 use crate::pci::{HostBridge, PciBus, PciBusSpec, PvPanic, PvPanicEvent, PvPanicSpec};
 use crate::virtio::console::{Console, ConsoleError, ConsoleSpec, PortBackend, PortSpec};
-use crate::virtio::{DeviceThread, VirtioPci};
+use crate::virtio::{DeviceThread, VirtioPci, Worker};
 
 /// An event descriptor whose reads and writes do not block.
 pub(super) fn event_fd() -> Result<EventFd, RunError> {
@@ -69,7 +69,7 @@ pub(super) fn pci_bus(outcome: &Arc<OutcomeSlot>) -> Result<Arc<PciBus>, RunErro
 }
 
 /// The fabric device: a console with the port that `doorbell` rings and the port behind the
-/// agent socket in `folder`. It runs as long as the returned thread.
+/// agent socket in `folder`. It runs on the device thread that gets the worker.
 pub(super) fn fabric_device(
     folder: &Path,
     doorbell: &EventFd,
@@ -78,7 +78,7 @@ pub(super) fn fabric_device(
     memory: &GuestMemoryMmap,
     routes: &Arc<GsiRoutes>,
     events: KvmEvents,
-) -> Result<DeviceThread, RunError> {
+) -> Result<Worker, RunError> {
     let error = |e: &dyn std::fmt::Display| RunError::internal("fabric device", e);
     let console = Console::new(ConsoleSpec {
         ports: vec![
@@ -110,7 +110,14 @@ pub(super) fn fabric_device(
         VirtioPci::new(Box::new(console), memory.clone(), routes, Arc::new(events))
             .map_err(|e| error(&e))?;
     bus.add(None, function).map_err(|e| error(&e))?;
-    let thread = DeviceThread::spawn("devices").map_err(|e| error(&e))?;
-    thread.add(Box::new(worker)).map_err(|e| error(&e))?;
-    Ok(thread)
+    Ok(worker)
+}
+
+/// The thread on which devices do their I/O. If it fails, the machine ends.
+pub(super) fn device_thread(outcome: &Arc<OutcomeSlot>) -> Result<DeviceThread, RunError> {
+    let outcome = Arc::clone(outcome);
+    DeviceThread::spawn("devices", move |why| {
+        outcome.report(Outcome::new(ExitStatus::Internal, why));
+    })
+    .map_err(|e| RunError::internal("device thread", e))
 }

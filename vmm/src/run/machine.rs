@@ -100,9 +100,16 @@ impl Machine {
         let doorbell = devices::event_fd()?;
         let doorbells = Arc::new(AtomicU64::new(0));
         let device_thread = match &args.runtime_dir {
-            Some(folder) => Some(ManuallyDrop::new(devices::fabric_device(
-                folder, &doorbell, &doorbells, &pci, &memory, &routes, events,
-            )?)),
+            Some(folder) => {
+                let worker = devices::fabric_device(
+                    folder, &doorbell, &doorbells, &pci, &memory, &routes, events,
+                )?;
+                let thread = devices::device_thread(outcome)?;
+                thread
+                    .add(Box::new(worker))
+                    .map_err(|e| RunError::internal("device thread", e))?;
+                Some(ManuallyDrop::new(thread))
+            }
             None => None,
         };
         let handler: Arc<dyn ExitHandler> = Arc::new(DeviceBus {

@@ -297,7 +297,7 @@ impl VirtioPci {
         let ours = features & !self.offered == 0;
         if !modern || !ours {
             let offered = self.offered;
-            log::warn!(
+            crate::guest_warn!(
                 "{}: driver chose features {features:#x} of {offered:#x}",
                 self.name
             );
@@ -318,7 +318,7 @@ impl VirtioPci {
                 self.mailbox.send(Command::Start { features, queues });
             }
             Err(e) => {
-                log::error!("{}: {e}; the device does not start", self.name);
+                crate::guest_warn!("{}: {e}; the device does not start", self.name);
                 self.shared.needs_reset();
             }
         }
@@ -346,7 +346,7 @@ impl VirtioPci {
             for outcome in unbound.into_iter().chain(bound) {
                 if let Err(e) = outcome {
                     // Notifications then exit to user space and arrive through `bar_write`.
-                    log::warn!("{}: {e}", self.name);
+                    crate::guest_warn!("{}: {e}", self.name);
                 }
             }
         }
@@ -484,7 +484,7 @@ impl PciFunction for VirtioPci {
                 if let Some(doorbell) = self.doorbells.get(queue as usize)
                     && let Err(e) = doorbell.write(1)
                 {
-                    log::warn!("{}: ringing queue {queue} failed: {e}", self.name);
+                    crate::guest_warn!("{}: ringing queue {queue} failed: {e}", self.name);
                 }
             }
             _ => {}

@@ -99,7 +99,7 @@ impl Worker {
 
     fn check(&mut self, outcome: Result<(), QueueError>, ops: &mut EventOps) {
         if let Err(e) = outcome {
-            log::error!(
+            crate::guest_warn!(
                 "{}: {e}; the device stops until the driver resets it",
                 self.device.name()
             );

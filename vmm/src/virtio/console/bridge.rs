@@ -256,7 +256,7 @@ impl Bridge {
                 Ok((stream, _)) => stream,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
                 Err(e) => {
-                    log::warn!("console: accepting a connection failed: {e}");
+                    crate::guest_warn!("console: accepting a connection failed: {e}");
                     break;
                 }
             };
@@ -456,7 +456,7 @@ impl Bridge {
             let left = chain.readable_len() - offset;
             let take = left.min(CLOSE_LIMIT.saturating_sub(start) as u64) as usize;
             if (take as u64) < left {
-                log::warn!(
+                crate::guest_warn!(
                     "console: dropping {} bytes of a closing guest",
                     left - take as u64
                 );

@@ -246,7 +246,9 @@ impl Console {
         };
         match message.event {
             Event::PortReady if yes => port.announcements.ready(),
-            Event::PortReady => log::warn!("console: the driver cannot use port {}", port.name),
+            Event::PortReady => {
+                crate::guest_warn!("console: the driver cannot use port {}", port.name)
+            }
             Event::PortOpen => {
                 log::debug!(
                     "console: guest {} {}",
@@ -337,7 +339,7 @@ impl VirtioDevice for Console {
         _ops: &mut EventOps,
     ) -> Result<(), QueueError> {
         if features & FEATURE_MULTIPORT == 0 {
-            log::warn!("console: the driver knows no named ports; the device stays silent");
+            crate::guest_warn!("console: the driver knows no named ports; the device stays silent");
             return Ok(());
         }
         let mut take = |n: usize| queues.get_mut(n).and_then(Option::take);
