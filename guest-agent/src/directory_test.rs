@@ -233,9 +233,9 @@ fn an_entry_that_makes_no_sense_is_refused_and_not_followed() {
     let mut segment = make(&one, "bad", 2 << 20).segment;
     for (offset, size) in [
         (POOL, 2 << 20),
-        (1, 2 << 20),
+        (4096, 2 << 20),
         (2 << 20, 0),
-        (u64::MAX & !0x1f_ffff, 4 << 20),
+        (0xffff_ffff_ffe0_0000, 4 << 20),
     ] {
         (segment.offset, segment.size) = (offset, size);
         one.entries()[0].fill(&segment);
