@@ -12,8 +12,8 @@ $B mount -t devtmpfs -o nosuid,mode=0755 devtmpfs /dev
 $B mkdir -p /dev/pts /dev/shm
 $B mount -t devpts -o nosuid,noexec,mode=0620,ptmxmode=0666 devpts /dev/pts
 $B mount -t tmpfs -o nosuid,nodev,mode=1777 tmpfs /dev/shm
-$B mount -t tmpfs -o nosuid,nodev,mode=0755 tmpfs /run
-$B mount -t tmpfs -o nosuid,nodev,mode=1777 tmpfs /tmp
+# The root is in memory already: /run and /tmp need no file system of their own,
+# which would hide the files that the image holds there.
 $B ln -sf /proc/self/fd /dev/fd
 $B ln -sf /proc/self/fd/0 /dev/stdin
 $B ln -sf /proc/self/fd/1 /dev/stdout

@@ -72,16 +72,16 @@ fn boot_and_run() -> io::Result<()> {
     send(&port, &last)
 }
 
+/// The root is in memory already: `/run` and `/tmp` need no file system of their own, which would
+/// hide the files that the image holds there.
 fn mounts() -> io::Result<()> {
     let flags = MsFlags::MS_NOSUID;
-    let mounts: [(&str, &str, &str); 8] = [
+    let mounts: [(&str, &str, &str); 6] = [
         ("proc", "/proc", ""),
         ("sysfs", "/sys", ""),
         ("devtmpfs", "/dev", "mode=0755"),
         ("devpts", "/dev/pts", "mode=0620,ptmxmode=0666"),
         ("tmpfs", "/dev/shm", "mode=1777"),
-        ("tmpfs", "/run", "mode=0755"),
-        ("tmpfs", "/tmp", "mode=1777"),
         ("cgroup2", "/sys/fs/cgroup", ""),
     ];
     for (kind, place, options) in mounts {
