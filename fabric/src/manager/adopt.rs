@@ -112,8 +112,13 @@ impl Core {
             .is_some_and(|found| found.record.generation == generation);
         let now = self.now();
         match state {
-            NodeState::Absent | NodeState::Restarting => self.wait(id, found, now),
+            NodeState::Absent => self.wait(id, found, now),
+            NodeState::Restarting => {
+                self.tell_last(EventKind::NodeRestarting, id, generation, cause);
+                self.wait(id, found, now);
+            }
             NodeState::Down if takeover => {
+                self.tell_last(EventKind::NodeDown, id, generation, cause);
                 self.keep_remains(id, found);
             }
             NodeState::Down => self.wait(id, found, now),
@@ -128,6 +133,16 @@ impl Core {
                 self.ended(id, &Exit::unknown());
             }
             NodeState::Failing => self.resume_failure(id, found, generation, cause),
+        }
+    }
+
+    /// Tells the last event of a failure, if the manager died between the state and the event.
+    fn tell_last(&self, kind: EventKind, id: NodeId, generation: Generation, cause: Cause) {
+        let old = generation.saturating_sub(1);
+        let told = [old, generation].map(|old| self.recorder.has(kind, id, old));
+        if told == [false, false] {
+            let note = Note::between(old, generation, cause, &[]);
+            self.recorder.event(kind, Some(id), note);
         }
     }
 

@@ -1,0 +1,498 @@
+//! A world without processes: what the state machine is tested against.
+//!
+//! A [`World`] outlives managers, as processes and pod memory do. It judges all that managers do
+//! to it by the rules that make the system safe, at every step:
+//!
+//! * a life that can still store never has a generation other than the table's;
+//! * no two lives of a node can store at the same time;
+//! * no generation is lived twice;
+//! * nobody is let run who is not on record.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use lupin_abi::event::{Event, EventKind, FencePath};
+use lupin_abi::fabric::{NodeState, RingRead};
+use lupin_abi::{Cause, Generation, NodeId};
+
+use super::Clock;
+use super::crash;
+use super::state::{Backends, Core, Effect};
+use crate::memory::{Geometry, PodMemory};
+use crate::podfile::Pod;
+use crate::power::{Exit, Fence, Instance, PowerControl, Prepared, StartError, StartRequest};
+use crate::runtime::{NodeFolder, NodeRecord, RuntimeFolder};
+use crate::sys::process::ProcessName;
+use crate::sys::threads::ThreadTimes;
+
+pub(super) fn id(n: u32) -> NodeId {
+    NodeId::new(n).unwrap()
+}
+
+/// What happened to the world, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    Released(NodeId, Generation),
+    /// With the generation that the table held at that moment.
+    Fenced(NodeId, Generation, Generation),
+    /// Who was rung, and the number of events that it could read.
+    Rung(NodeId, u64),
+    Killed(NodeId, Generation),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    Held,
+    Running,
+    Gone,
+}
+
+struct Process {
+    node: NodeId,
+    generation: Generation,
+    life: Life,
+    fenced: bool,
+    exit: Exit,
+}
+
+#[derive(Default)]
+struct State {
+    processes: BTreeMap<u32, Process>,
+    seen: Vec<Seen>,
+    refuse: BTreeMap<NodeId, bool>,
+    /// A fence deletes memslots and leaves the process; else it kills.
+    polite: bool,
+    /// A VMM that was told to quit does.
+    obedient: bool,
+}
+
+pub(super) struct World {
+    pub memory: Arc<PodMemory>,
+    pub runtime: RuntimeFolder,
+    pub pod: Arc<Pod>,
+    now: AtomicU64,
+    state: Mutex<State>,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    /// A formatted pod of three namespace nodes; `more` is appended to every `[[node]]`.
+    pub fn new(more: &str) -> Arc<Self> {
+        let shm = Path::new("/dev/shm");
+        let base = if shm.is_dir() { shm } else { Path::new("/tmp") };
+        let folder = tempfile::tempdir_in(base).unwrap();
+        let mut text = "name = \"fake\"\n[memory]\npath = \"pod\"\npool = \"2M\"\n\
+                        node_capacity = 3\n[defaults]\nbackend = \"namespace\"\n"
+            .to_string();
+        for n in 1..=3 {
+            text += &format!("[[node]]\nid = {n}\n{more}\n");
+        }
+        let pod = Pod::parse(&text, &folder.path().join("pod.toml")).unwrap();
+        let geometry = Geometry {
+            name: pod.name.clone(),
+            node_capacity: 3,
+            system: pod.memory.system,
+            pool: pod.memory.pool,
+        };
+        let memory = PodMemory::open(&pod.memory.path, &geometry).unwrap();
+        let runtime = RuntimeFolder::open(&folder.path().join("run"), "fake", 2).unwrap();
+        Arc::new(Self {
+            memory: Arc::new(memory),
+            runtime,
+            pod: Arc::new(pod),
+            now: AtomicU64::new(1_000_000_000),
+            state: Mutex::new(State {
+                obedient: true,
+                ..State::default()
+            }),
+            _folder: folder,
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub fn advance(&self, by: Duration) {
+        self.now.fetch_add(by.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    pub fn set_polite(&self, polite: bool, obedient: bool) {
+        let mut state = self.state();
+        (state.polite, state.obedient) = (polite, obedient);
+    }
+
+    /// From now on the node cannot be started; `permanent` if that will not change.
+    pub fn refuse(&self, node: u32, permanent: bool) {
+        self.state().refuse.insert(id(node), permanent);
+    }
+
+    pub fn allow(&self, node: u32) {
+        self.state().refuse.remove(&id(node));
+    }
+
+    /// The running life of a node dies.
+    pub fn die(&self, node: u32, cause: Cause) {
+        let mut state = self.state();
+        for process in state.processes.values_mut() {
+            if process.node == id(node) && process.life == Life::Running {
+                process.life = Life::Gone;
+                process.exit.cause = cause;
+            }
+        }
+    }
+
+    /// The agents of all running lives report.
+    pub fn join_all(&self) {
+        for (node, generation) in self.running() {
+            let section = self.memory.node(node).unwrap();
+            section.introduce(generation, 1, 1);
+            section.set_state(lupin_abi::node::AgentState::Joined);
+        }
+    }
+
+    /// One heartbeat of every running node but some.
+    pub fn beat_all_but(&self, silent: &[u32]) {
+        for (node, _) in self.running() {
+            if !silent.contains(&node.get()) {
+                self.memory.node(node).unwrap().beat();
+            }
+        }
+    }
+
+    /// Node and generation of every life that can store to pod memory.
+    pub fn running(&self) -> Vec<(NodeId, Generation)> {
+        let state = self.state();
+        let stores = |p: &&Process| p.life == Life::Running && !p.fenced;
+        let lives = state.processes.values().filter(stores);
+        lives.map(|p| (p.node, p.generation)).collect()
+    }
+
+    /// How many lives a node has had.
+    pub fn lives(&self, node: u32) -> u32 {
+        let released = |seen: &&Seen| matches!(seen, Seen::Released(n, _) if *n == id(node));
+        self.state().seen.iter().filter(released).count() as u32
+    }
+
+    pub fn processes(&self) -> usize {
+        let state = self.state();
+        let exists = |p: &&Process| p.life != Life::Gone;
+        state.processes.values().filter(exists).count()
+    }
+
+    pub fn seen(&self) -> Vec<Seen> {
+        self.state().seen.clone()
+    }
+
+    /// The rules, to be called at every step.
+    fn check(&self) {
+        let running = self.running();
+        for (at, (node, generation)) in running.iter().enumerate() {
+            let table = self.memory.fabric().entry(*node).generation();
+            assert_eq!(*generation, table, "raised before the fence of node {node}");
+            let twice = running[..at].iter().any(|(other, _)| other == node);
+            assert!(!twice, "two lives of node {node} at once");
+        }
+    }
+
+    pub fn events(&self) -> Vec<Event> {
+        let fabric = self.memory.fabric();
+        let read = |seq| match fabric.read(seq) {
+            RingRead::Event(event) => event,
+            other => panic!("event {seq}: {other:?}"),
+        };
+        (1..=fabric.state().ring_head()).map(read).collect()
+    }
+
+    /// The kinds of one node's events, in order.
+    pub fn kinds(&self, node: u32) -> Vec<EventKind> {
+        let of_node = self.events().into_iter().filter(|e| e.node == node);
+        of_node.map(|e| e.kind).collect()
+    }
+
+    pub fn state_of(&self, node: u32) -> NodeState {
+        self.memory.fabric().entry(id(node)).state()
+    }
+
+    pub fn generation_of(&self, node: u32) -> Generation {
+        self.memory.fabric().entry(id(node)).generation()
+    }
+}
+
+/// One process, as a manager holds it.
+struct FakeInstance {
+    world: Arc<World>,
+    pid: u32,
+}
+
+impl FakeInstance {
+    fn with<T>(&self, f: impl FnOnce(&mut Process) -> T) -> T {
+        f(self.world.state().processes.get_mut(&self.pid).unwrap())
+    }
+}
+
+struct FakePower(Arc<World>);
+
+impl PowerControl for FakePower {
+    fn prepare(&self, request: &StartRequest<'_>) -> Result<Box<dyn Prepared>, StartError> {
+        let mut state = self.0.state();
+        if let Some(permanent) = state.refuse.get(&request.node.id) {
+            return Err(StartError {
+                message: "refused by the test".into(),
+                permanent: *permanent,
+            });
+        }
+        let pid = 100 + state.processes.len() as u32;
+        let process = Process {
+            node: request.node.id,
+            generation: request.generation,
+            life: Life::Held,
+            fenced: false,
+            exit: Exit::unknown(),
+        };
+        state.processes.insert(pid, process);
+        drop(state);
+        let instance = FakeInstance {
+            world: self.0.clone(),
+            pid,
+        };
+        Ok(Box::new(FakePrepared {
+            instance: Some(instance),
+            folder: request.folder.clone(),
+        }))
+    }
+
+    fn adopt(
+        &self,
+        _request: &StartRequest<'_>,
+        record: &NodeRecord,
+    ) -> io::Result<Option<Arc<dyn Instance>>> {
+        let instance = FakeInstance {
+            world: self.0.clone(),
+            pid: record.process.pid,
+        };
+        if instance.is_gone() {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(instance)))
+    }
+
+    fn last_words(&self, _folder: &NodeFolder, record: &NodeRecord) -> Exit {
+        self.0.state().processes[&record.process.pid].exit.clone()
+    }
+}
+
+struct FakePrepared {
+    instance: Option<FakeInstance>,
+    folder: NodeFolder,
+}
+
+impl Prepared for FakePrepared {
+    fn process(&self) -> ProcessName {
+        self.instance.as_ref().unwrap().process()
+    }
+
+    fn release(mut self: Box<Self>) -> Result<Arc<dyn Instance>, StartError> {
+        let instance = self.instance.take().unwrap();
+        let record = self.folder.record().expect("released without a record");
+        assert_eq!(record.process, instance.process(), "another's record");
+        let (node, generation) = instance.with(|process| {
+            process.life = Life::Running;
+            (process.node, process.generation)
+        });
+        let released = Seen::Released(node, generation);
+        let mut state = instance.world.state();
+        assert!(!state.seen.contains(&released), "{released:?} lived twice");
+        state.seen.push(released);
+        drop(state);
+        instance.world.check();
+        Ok(Arc::new(instance))
+    }
+}
+
+impl Drop for FakePrepared {
+    fn drop(&mut self) {
+        if let Some(instance) = &self.instance {
+            instance.with(|process| process.life = Life::Gone);
+        }
+    }
+}
+
+impl Instance for FakeInstance {
+    fn process(&self) -> ProcessName {
+        ProcessName {
+            pid: self.pid,
+            start_time: 1,
+        }
+    }
+
+    fn watch(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn is_gone(&self) -> bool {
+        self.with(|process| process.life == Life::Gone)
+    }
+
+    fn fence(&self) -> io::Result<Fence> {
+        let polite = self.world.state().polite;
+        let (node, generation, path) = self.with(|process| {
+            let path = match (process.life, polite) {
+                (Life::Gone, _) => FencePath::Exited,
+                (_, true) => FencePath::Memslots,
+                (_, false) => {
+                    process.life = Life::Gone;
+                    FencePath::Killed
+                }
+            };
+            process.fenced = true;
+            (process.node, process.generation, path)
+        });
+        let table = self.world.generation_of(node.get());
+        let seen = Seen::Fenced(node, generation, table);
+        self.world.state().seen.push(seen);
+        Ok(Fence {
+            path,
+            nanos: 5,
+            slots: 3,
+        })
+    }
+
+    fn quit(&self) {
+        let obedient = self.world.state().obedient;
+        self.with(|process| {
+            assert!(
+                process.fenced || process.life == Life::Gone,
+                "quit before the fence"
+            );
+            if obedient {
+                process.life = Life::Gone;
+            }
+        });
+    }
+
+    fn kill(&self) {
+        let (node, generation) = self.with(|process| {
+            process.life = Life::Gone;
+            (process.node, process.generation)
+        });
+        self.world.state().seen.push(Seen::Killed(node, generation));
+    }
+
+    fn ring(&self) -> bool {
+        let node = self.with(|process| {
+            assert!(!process.fenced, "rang a fenced life");
+            process.node
+        });
+        let events = self.world.memory.fabric().state().ring_head();
+        self.world.state().seen.push(Seen::Rung(node, events));
+        true
+    }
+
+    fn exit(&self) -> Exit {
+        self.with(|process| process.exit.clone())
+    }
+
+    fn thread_times(&self) -> Vec<ThreadTimes> {
+        Vec::new()
+    }
+}
+
+/// One manager in that world: the state machine, and a driver without threads.
+pub(super) struct FakeManager {
+    pub world: Arc<World>,
+    pub core: Core,
+    watched: Vec<(NodeId, Arc<dyn Instance>)>,
+    /// Agents end their node when they are asked to; else the request fails, or is ignored.
+    pub agents: Agents,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Agents {
+    Obey,
+    Ignore,
+    Unreachable,
+}
+
+impl FakeManager {
+    /// Takes charge and does all that is to be done at once.
+    pub fn start(world: &Arc<World>, takeover: bool) -> Self {
+        let power: Arc<dyn PowerControl> = Arc::new(FakePower(world.clone()));
+        let backends = Backends {
+            kvm: power.clone(),
+            namespace: power,
+        };
+        let clock_world = world.clone();
+        // Every look at the clock takes a microsecond, so that no two events share a time.
+        let clock: Clock = Arc::new(move || clock_world.now.fetch_add(1000, Ordering::Relaxed));
+        let core = Core::new(
+            world.pod.clone(),
+            world.memory.clone(),
+            &world.runtime,
+            backends,
+            clock,
+        );
+        let mut manager = Self {
+            world: world.clone(),
+            core: core.unwrap(),
+            watched: Vec::new(),
+            agents: Agents::Obey,
+        };
+        manager.core.begin(takeover).unwrap();
+        manager.settle();
+        manager
+    }
+
+    /// A pod whose nodes have all joined.
+    pub fn up(world: &Arc<World>) -> Self {
+        let mut manager = Self::start(world, false);
+        world.join_all();
+        manager.tick();
+        manager
+    }
+
+    /// Does what the state machine asks for until it asks for nothing more.
+    pub fn settle(&mut self) {
+        loop {
+            self.world.check();
+            let effects = self.core.take_effects();
+            let gone = self.watched.iter().position(|(_, i)| i.is_gone());
+            if effects.is_empty() && gone.is_none() {
+                return;
+            }
+            for effect in effects {
+                match effect {
+                    Effect::Fence(node, generation, instance) => {
+                        crash::point("fence");
+                        let fence = instance.fence().unwrap();
+                        self.core.fenced(node, generation, &fence);
+                    }
+                    Effect::Watch(node, instance) => self.watched.push((node, instance)),
+                    Effect::Link(..) | Effect::Unlink(..) => {}
+                    Effect::Shutdown(node, _) => match self.agents {
+                        Agents::Obey => self.world.die(node.get(), Cause::GuestPowerOff),
+                        Agents::Ignore => {}
+                        Agents::Unreachable => self.core.cannot_shut_down(node, "no agent"),
+                    },
+                }
+                self.world.check();
+            }
+            if let Some(at) = gone {
+                let (node, instance) = self.watched.remove(at);
+                self.core.gone(node, &instance);
+            }
+        }
+    }
+
+    /// One look at every node, 16 ms after the last.
+    pub fn tick(&mut self) {
+        self.world.advance(Duration::from_millis(16));
+        self.core.tick();
+        self.settle();
+    }
+}

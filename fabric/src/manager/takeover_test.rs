@@ -1,1 +1,218 @@
+//! Managers that are killed at every point, and the managers that go on after them.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use lupin_abi::Cause;
+use lupin_abi::event::EventKind;
+use lupin_abi::fabric::NodeState;
+
+use super::crash::injection::kill_at;
+use super::fake::{FakeManager, Seen, World, id};
+
+/// A day in the life of a pod: it comes up, one node dies, another is killed by an operator.
+fn day(world: &Arc<World>, takeover: bool) {
+    let mut manager = FakeManager::start(world, takeover);
+    world.join_all();
+    manager.tick();
+    world.beat_all_but(&[]);
+    world.die(2, Cause::Panic);
+    manager.settle();
+    world.join_all();
+    manager.tick();
+    manager.core.kill(id(3));
+    manager.settle();
+    converge(world, &mut manager);
+}
+
+/// Lets time pass until nothing is to be done any more.
+fn converge(world: &World, manager: &mut FakeManager) {
+    for _ in 0..10 {
+        world.advance(Duration::from_secs(20));
+        world.join_all();
+        world.beat_all_but(&[]);
+        manager.tick();
+    }
+}
+
+/// Everything that must hold in the end, whoever was killed when.
+///
+/// A manager that dies between the record of a process and its release leaves a process that
+/// never ran and looks like one that died: its generation is given up unused. That is the one
+/// case in which a generation has no life.
+fn check(world: &World, killed: &[Option<&str>], at: &str) {
+    let unused = killed.iter().filter(|p| **p == Some("release")).count() as u32;
+    for n in 1..=3 {
+        assert_eq!(world.state_of(n), NodeState::Joined, "node {n}, {at}");
+        let lives = world.lives(n);
+        assert!(
+            (lives..=lives + unused).contains(&world.generation_of(n)),
+            "generation of node {n}, {at}"
+        );
+    }
+    assert_eq!(world.lives(1), 1, "node 1 was restarted for nothing, {at}");
+    assert_eq!(world.processes(), 3, "{at}");
+    let events = world.events();
+    for pair in events.windows(2) {
+        assert!(pair[0].time_ns < pair[1].time_ns && pair[0].epoch <= pair[1].epoch);
+    }
+    let seen = world.seen();
+    for n in [2, 3] {
+        for old in 1..world.generation_of(n) {
+            use EventKind::*;
+            let told: Vec<_> = events
+                .iter()
+                .filter(|e| e.node == n && e.old_generation == old)
+                .map(|e| e.kind)
+                .filter(|kind| !matches!(kind, NodeAdopted | NodeJoined | NodeStarted))
+                .collect();
+            let whole = [
+                FailureDetected,
+                Fenced,
+                GenerationRaised,
+                Rung,
+                NodeRestarting,
+            ];
+            assert_eq!(told, whole, "life {old} of node {n}, {at}");
+            // Whoever was fenced while alive was so before the raise.
+            for fence in &seen {
+                if let Seen::Fenced(node, generation, table) = fence {
+                    assert!(*node != id(n) || generation == table, "{fence:?}, {at}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_manager_killed_at_any_point_is_replaced_without_loss() {
+    for polite in [false, true] {
+        let mut points = Vec::new();
+        for n in 0.. {
+            let world = World::new("");
+            world.set_polite(polite, polite);
+            let Some(point) = kill_at(n, || day(&world, false)) else {
+                check(&world, &[], "nobody was killed");
+                break;
+            };
+            points.push(point);
+            let mut next = FakeManager::start(&world, true);
+            converge(&world, &mut next);
+            let at = format!("killed at point {n} ({point}), polite {polite}");
+            check(&world, &[Some(point)], &at);
+        }
+        assert!(points.len() > 60, "only {} points", points.len());
+        for step in [
+            "fence",
+            "generation",
+            "ring",
+            "record",
+            "release",
+            "prepare",
+        ] {
+            assert!(points.contains(&step), "never killed at {step}");
+        }
+    }
+}
+
+#[test]
+fn the_replacement_may_be_killed_as_well() {
+    let (mut first, mut runs) = (0, 0);
+    'outer: loop {
+        for second in 0.. {
+            let world = World::new("");
+            world.set_polite(true, true);
+            let Some(point) = kill_at(first, || day(&world, false)) else {
+                break 'outer;
+            };
+            let killed = kill_at(second, || {
+                let mut next = FakeManager::start(&world, true);
+                converge(&world, &mut next);
+            });
+            let at = format!("killed at {first} ({point}), then at {second} ({killed:?})");
+            if killed.is_none() {
+                check(&world, &[Some(point), killed], &at);
+                break;
+            }
+            let mut last = FakeManager::start(&world, true);
+            converge(&world, &mut last);
+            check(&world, &[Some(point), killed], &at);
+            runs += 1;
+        }
+        first += 1;
+    }
+    assert!(runs > 200, "{runs}");
+}
+
+#[test]
+fn a_healthy_pod_notices_nothing_of_a_takeover() {
+    let world = World::new("");
+    drop(FakeManager::up(&world));
+    let mut next = FakeManager::start(&world, true);
+    for _ in 0..50 {
+        world.beat_all_but(&[]);
+        next.tick();
+    }
+    for n in 1..=3 {
+        let kinds = world.kinds(n);
+        assert_eq!(
+            kinds,
+            [
+                EventKind::NodeStarted,
+                EventKind::NodeJoined,
+                EventKind::NodeAdopted
+            ]
+        );
+        assert_eq!(world.generation_of(n), 1);
+    }
+    assert_eq!(world.memory.fabric().state().epoch(), 2);
+}
+
+#[test]
+fn deaths_while_nobody_watched_are_handled_and_rung() {
+    let world = World::new("");
+    drop(FakeManager::up(&world));
+    world.die(2, Cause::TripleFault);
+    let before = world.seen().len();
+    let _next = FakeManager::start(&world, true);
+    let cause = world.memory.fabric().entry(id(2)).cause();
+    assert_eq!(cause, Cause::TripleFault, "its last words were read");
+    let rung: Vec<_> = world.seen()[before..]
+        .iter()
+        .filter_map(|s| match s {
+            Seen::Rung(node, _) => Some(node.get()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(rung, [1, 3], "adopted nodes are rung");
+    assert_eq!(world.lives(2), 2);
+}
+
+#[test]
+fn a_host_that_went_down_with_its_pod_is_not_a_takeover() {
+    let world = World::new("");
+    drop(FakeManager::up(&world));
+    for n in 1..=3 {
+        world.die(n, Cause::VmmExit);
+    }
+    let mut next = FakeManager::start(&world, false);
+    converge(&world, &mut next);
+    for n in 1..=3 {
+        assert_eq!(world.generation_of(n), 2, "no life is lived twice");
+        assert_eq!(world.state_of(n), NodeState::Joined);
+    }
+}
+
+#[test]
+fn a_node_that_was_left_down_stays_down_after_a_takeover() {
+    let world = World::new("restart = \"never\"");
+    let mut manager = FakeManager::up(&world);
+    world.die(1, Cause::Panic);
+    manager.settle();
+    drop(manager);
+    let mut next = FakeManager::start(&world, true);
+    next.tick();
+    assert_eq!(world.state_of(1), NodeState::Down);
+    assert_eq!(world.lives(1), 1);
+    assert_eq!(world.kinds(1).last(), Some(&EventKind::NodeDown));
+}
