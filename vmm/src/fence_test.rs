@@ -122,6 +122,7 @@ impl Looping {
             file: pod_file.path().into(),
             node: NodeId::new(2).unwrap(),
             generation: 3,
+            heartbeat_ms: 8,
         };
         let pod = Arc::new(PodMemory::attach(&spec, 2 * MIB).unwrap());
         let ranges = pod.ranges();

@@ -30,9 +30,11 @@ impl CommandLine {
         let mut line = String::from(ALWAYS);
         if let Some(pod) = pod {
             line.push_str(&format!(
-                " {WITH_POD} lupin.node={} lupin.generation={} lupin.sections={}",
+                " {WITH_POD} lupin.node={} lupin.generation={} lupin.heartbeat_ms={} \
+                 lupin.sections={}",
                 pod.spec.node,
                 pod.spec.generation,
+                pod.spec.heartbeat_ms,
                 pod.command_line_value(),
             ));
         }

@@ -111,6 +111,11 @@ impl Guest {
     /// Runs a command; returns its output without the echo of the command.
     pub fn run(&mut self, command: &str) -> String {
         self.start(command);
+        self.finish(command)
+    }
+
+    /// Waits for the command started last; returns what [`run`](Self::run) does.
+    pub fn finish(&mut self, command: &str) -> String {
         self.wait_for(&format!("@{}[@", self.steps));
         let output = self.wait_for(&format!("\n@{}:", self.steps));
         let status = self.wait_for("@");
@@ -158,7 +163,8 @@ impl Drop for Guest {
     }
 }
 
-fn control(folder: &Path) -> OwnedFd {
+/// A connection to the control socket.
+pub fn control(folder: &Path) -> OwnedFd {
     let kind = (AddressFamily::Unix, SockType::SeqPacket);
     let fd = socket(kind.0, kind.1, SockFlag::SOCK_CLOEXEC, None).unwrap();
     let address = UnixAddr::new(&folder.join(CONTROL_SOCKET)).unwrap();
