@@ -10,6 +10,7 @@
 //! | [`lock`] | a lock whose dead holder can be succeeded |
 //! | [`shm`] | mapped shared memory, and the only ways to touch it |
 //! | [`pod_safe`] | which types may lie there |
+//! | [`offset_ptr`] | pointers inside a segment |
 //! | [`work`] | jobs cut into units that survive their workers |
 //! | [`wait`] | how waiting is bounded |
 #![deny(missing_docs)]
@@ -17,6 +18,7 @@
 pub mod client;
 pub mod liveness;
 pub mod lock;
+pub mod offset_ptr;
 pub mod pod_safe;
 pub mod shm;
 mod store;

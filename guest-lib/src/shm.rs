@@ -55,6 +55,9 @@ pub enum ShmError {
         /// Alignment in bytes.
         align: u64,
     },
+    /// Something that should lie in the mapping lies elsewhere.
+    #[error("the pointer or its target does not lie in the segment")]
+    Foreign,
 }
 
 /// A range of bytes as single bytes, whole words, and single bytes.
@@ -147,6 +150,19 @@ impl Mapping {
         // SAFETY: in bounds and aligned, mapped for as long as `self`, and of atomics only, for
         // which every bit pattern is valid and stores by others are allowed (`PodShared`).
         Ok(unsafe { &*self.base.as_ptr().add(at).cast::<T>() })
+    }
+
+    /// Where a value of this mapping lies in it, in bytes from its start.
+    ///
+    /// # Errors
+    /// [`ShmError::Foreign`] if it does not lie in this mapping.
+    pub fn offset_of<T>(&self, value: &T) -> Result<u64, ShmError> {
+        let address = core::ptr::from_ref(value).addr();
+        let offset = address.wrapping_sub(self.base.as_ptr().addr());
+        match offset.checked_add(size_of::<T>()) {
+            Some(end) if end <= self.len => Ok(offset as u64),
+            _ => Err(ShmError::Foreign),
+        }
     }
 
     /// `count` values of atomics, one after the other, from `offset` on.
