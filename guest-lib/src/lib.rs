@@ -13,6 +13,37 @@
 //! | [`offset_ptr`] | pointers inside a segment |
 //! | [`work`] | jobs cut into units that survive their workers |
 //! | [`wait`] | how waiting is bounded |
+//!
+//! ```no_run
+//! use lupin::shm::Access;
+//! use lupin::abi::system::LockWords;
+//! use lupin::lock::{LockError, RecoverableLock};
+//! use lupin::Pod;
+//! use std::sync::atomic::{AtomicU64, Ordering};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let pod = Pod::attach()?;
+//! let me = pod.register_thread(None)?;
+//! let segment = pod.create_segment("counters", 2 << 20, 0o660)?;
+//!
+//! // A lock and two counters that are equal outside of the lock, on all nodes.
+//! let lock = RecoverableLock::new(segment.get::<LockWords>(0)?);
+//! let (left, right): (&AtomicU64, &AtomicU64) = (segment.get(64)?, segment.get(128)?);
+//!
+//! let guard = lock
+//!     .lock(me.instance(), &pod.threads_alive())?
+//!     .or_repair(|dead| {
+//!         // `dead` may have died between the two stores below.
+//!         eprintln!("finishing the work of {dead}");
+//!         right.store(left.load(Ordering::Relaxed), Ordering::Relaxed);
+//!         Ok::<_, LockError>(())
+//!     })?;
+//! left.fetch_add(1, Ordering::Relaxed);
+//! right.fetch_add(1, Ordering::Relaxed);
+//! guard.unlock()?;
+//! # Ok(())
+//! # }
+//! ```
 #![deny(missing_docs)]
 
 pub mod client;

@@ -39,7 +39,7 @@ use lupin_abi::system::LockWords;
 
 use crate::liveness::Liveness;
 use crate::store::{cas64, store32, swap32};
-use crate::wait::{Pacer, wake};
+use crate::wait::{Pacer, deadline_after, wake};
 
 /// Why a lock was not acquired or released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -199,7 +199,7 @@ impl<'a> RecoverableLock<'a> {
             return Ok(Acquired::Clean(self.guard(me, false)));
         }
         let start = Instant::now();
-        let mut pacer = Pacer::new(timeout.map(|timeout| start + timeout));
+        let mut pacer = Pacer::new(timeout.map(deadline_after));
         let mut slept = false;
         loop {
             // Test before test-and-set: waiters share the line until it changes. Acquire: a dead
@@ -211,7 +211,8 @@ impl<'a> RecoverableLock<'a> {
                 }
                 continue;
             }
-            if owner == me {
+            // Held, or held in a dead owner's place, by the caller itself.
+            if owner == me || self.words.recoverer.load(Ordering::Relaxed) == me.word() {
                 return Err(LockError::Deadlock(me));
             }
             if !judge.is_alive(owner)

@@ -35,7 +35,7 @@ impl Pair {
     fn change(&self, me: InstanceId, judge: &impl Liveness, seen: &mut Option<InstanceId>) {
         let guard = self
             .lock()
-            .lock_timeout(me, judge, Duration::from_secs(10))
+            .lock_timeout(me, judge, Duration::MAX)
             .expect("somebody alive always gets the lock")
             .or_repair(|previous| {
                 *seen = Some(previous);
@@ -187,6 +187,11 @@ fn asking_twice_is_an_error_and_not_a_hang() {
     let error = pair.lock().lock(A, &everybody).unwrap_err();
     assert_eq!(error, LockError::Deadlock(A));
     drop(guard);
+    let _ = dies_after(2, || pair.change(B, &everybody, &mut None));
+    let orphan = pair.lock().lock(A, &all_but(&[B])).unwrap();
+    let error = pair.lock().lock(A, &all_but(&[B])).unwrap_err();
+    assert_eq!(error, LockError::Deadlock(A));
+    drop(orphan);
     let none = pair.lock().lock(InstanceId::NONE, &everybody).unwrap_err();
     assert_eq!(none, LockError::NoInstance(InstanceId::NONE));
 }

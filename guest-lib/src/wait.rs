@@ -16,6 +16,13 @@ pub const FIRST_SLEEP: Duration = Duration::from_micros(50);
 /// short critical section on another node takes.
 const SPINS: u32 = 64;
 
+/// The moment `timeout` from now. A timeout beyond the range of the clock is a century.
+pub(crate) fn deadline_after(timeout: Duration) -> Instant {
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+    let now = Instant::now();
+    now.checked_add(timeout).unwrap_or(now + CENTURY)
+}
+
 /// Paces one wait.
 #[derive(Debug)]
 pub(crate) struct Pacer {

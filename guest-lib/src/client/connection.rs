@@ -10,6 +10,7 @@ use lupin_abi::{ABI_VERSION, Generation, InstanceId, NodeId};
 
 use super::error::ClientError;
 use super::packet::PacketSocket;
+use crate::wait::deadline_after;
 
 /// How patient a client is.
 #[derive(Clone, Debug)]
@@ -54,7 +55,7 @@ pub(crate) struct Address {
 impl Address {
     /// Connects and introduces this program, again and again until patience ends.
     pub(crate) fn connect(&self) -> Result<(PacketSocket, Welcome), ClientError> {
-        let deadline = Instant::now() + self.patience.connect;
+        let deadline = deadline_after(self.patience.connect);
         let mut pause = Duration::from_millis(2);
         loop {
             let source = match self.try_connect() {
@@ -73,7 +74,7 @@ impl Address {
 
     fn try_connect(&self) -> Result<(PacketSocket, Welcome), Attempt> {
         let socket = connect_to(&self.path)?;
-        let deadline = Instant::now() + self.patience.request;
+        let deadline = deadline_after(self.patience.request);
         let version = ABI_VERSION;
         let hello = Request::Hello { version };
         match exchange(&socket, &hello, deadline, self.patience.request) {

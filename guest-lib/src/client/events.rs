@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lupin_abi::Event;
 use lupin_abi::fabric::RingRead;
@@ -11,6 +11,7 @@ use lupin_abi::socket::{Reply, Request};
 use super::connection::{exchange, name_of, refused_or};
 use super::packet::PacketSocket;
 use super::{ClientError, Pod, check_life};
+use crate::wait::deadline_after;
 
 /// What a subscriber is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +62,7 @@ impl Events {
     /// # Errors
     /// If the agent stays away, or answers nonsense.
     pub fn next_within(&mut self, timeout: Duration) -> Result<Option<Happening>, ClientError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline_after(timeout);
         loop {
             // The ring is the truth; a packet only says that it is worth a look.
             match self.pod.fabric().read(self.next) {
@@ -115,7 +116,7 @@ fn subscribe(pod: &Pod, from: u64) -> Result<PacketSocket, ClientError> {
     check_life(pod.inner.me, &welcome)?;
     let request = Request::Subscribe { from };
     let patience = address.patience.request;
-    match exchange(&socket, &request, Instant::now() + patience, patience)? {
+    match exchange(&socket, &request, deadline_after(patience), patience)? {
         (Reply::Done, _) => Ok(socket),
         (other, _) => Err(refused_or(name_of(&request), other)),
     }

@@ -15,7 +15,7 @@ mod thread;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lupin_abi::fabric::FabricSection;
 use lupin_abi::instances::InstancesSection;
@@ -35,6 +35,7 @@ use packet::PacketSocket;
 
 use crate::liveness::{NodeLiveness, ThreadLiveness};
 use crate::shm::{Access, Mapping};
+use crate::wait::deadline_after;
 
 /// An attached pod. Clones share the attachment.
 #[derive(Clone, Debug)]
@@ -164,7 +165,7 @@ impl Pod {
                 None => self.reconnect(address)?,
             };
             let patience = address.patience.request;
-            match exchange(&socket, request, Instant::now() + patience, patience) {
+            match exchange(&socket, request, deadline_after(patience), patience) {
                 Ok(answer) => {
                     *slot = Some(socket);
                     return Ok(answer);

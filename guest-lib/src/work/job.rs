@@ -12,7 +12,7 @@ use super::phase::Phase;
 use crate::liveness::Liveness;
 use crate::shm::Mapping;
 use crate::store::{cas64, store32, store64};
-use crate::wait::Pacer;
+use crate::wait::{Pacer, deadline_after};
 
 /// How long a segment may be without a creator before that one is taken for dead: nobody can
 /// tell whether a creator that has not come to its first store lives.
@@ -109,7 +109,7 @@ impl<'m> Job<'m> {
     ) -> Result<Self, WorkError> {
         let header: &JobHeader = memory.get(0)?;
         let start = Instant::now();
-        let mut pacer = Pacer::new(Some(start + patience));
+        let mut pacer = Pacer::new(Some(deadline_after(patience)));
         let seal = loop {
             // Acquire: pairs with the Release of `publish`.
             let seal = header.seal.load(Ordering::Acquire);
