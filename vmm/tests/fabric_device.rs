@@ -14,6 +14,8 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use common::{Guest, control};
+use lupin_abi::ABI_VERSION;
+use lupin_abi::port::{Decoder, ExecStatus, ToAgent, ToManager, encode};
 use lupin_fabric::vmm_protocol::{AGENT_SOCKET, ExitStatus, Reply, Request};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, send};
 
@@ -56,11 +58,8 @@ fn read_exactly(stream: &mut UnixStream, len: usize) -> Vec<u8> {
 fn a_stock_guest_uses_the_ports() {
     let mut guest = Guest::boot(&["--cpus", "count=2", "--memory", "size=256M"], "");
 
-    // The driver finds the ports and their names. There is no udev in the image.
-    guest.run(
-        "for n in $(seq 100); do [ $(cat /sys/class/virtio-ports/*/name 2>/dev/null | wc -l) = 2 ] \
-         && break; sleep 0.1; done",
-    );
+    // There is no udev in the image.
+    wait_for_ports(&mut guest);
     name_ports(&mut guest);
     let vectors = guest.run("grep -c virtio0 /proc/interrupts");
     assert_eq!(
@@ -75,6 +74,73 @@ fn a_stock_guest_uses_the_ports() {
 
     guest.start("echo c >/proc/sysrq-trigger");
     assert_eq!(guest.last_words().status, ExitStatus::Panic);
+}
+
+#[test]
+#[ignore = "needs a KVM that runs stock kernels, and the guest agent in the image"]
+fn one_manager_after_another_talks_to_the_agent() {
+    let mut guest = Guest::boot(&["--memory", "size=256M"], "");
+    wait_for_ports(&mut guest);
+    // The shell is PID 1. A guest without pod memory has an agent that can be talked to.
+    guest.start("exec lupin-guest-agent --init");
+    for round in 0..4 {
+        let mut host = agent(&guest);
+        let mut decoder = Decoder::new();
+        let mut say = |message: &ToAgent| host.write_all(&encode(message).unwrap()).unwrap();
+        say(&ToAgent::Hello {
+            version: ABI_VERSION,
+            pod_id: 1,
+        });
+        let (channel, argv) = (round, ["sh", "-c", "exit 7"].map(str::to_owned).into());
+        say(&ToAgent::Exec {
+            channel,
+            argv,
+            env: Vec::new(),
+            cwd: None,
+        });
+        let first = next_message(&mut host, &mut decoder);
+        assert!(
+            matches!(
+                first,
+                ToManager::Hello {
+                    version: ABI_VERSION,
+                    ..
+                }
+            ),
+            "{first:?}"
+        );
+        let started = next_message(&mut host, &mut decoder);
+        assert!(matches!(started, ToManager::Started { .. }), "{started:?}");
+        let status = ExecStatus::Code(7);
+        assert_eq!(
+            next_message(&mut host, &mut decoder),
+            ToManager::Exited { channel, status }
+        );
+        // Every other manager dies in the middle of a frame.
+        let frame = encode(&ToAgent::Signal { channel, signal: 0 }).unwrap();
+        host.write_all(&frame[..frame.len() * (round as usize % 2) / 2])
+            .unwrap();
+    }
+}
+
+fn next_message(stream: &mut UnixStream, decoder: &mut Decoder) -> ToManager {
+    loop {
+        if let Some(message) = decoder.next_message().unwrap() {
+            return message;
+        }
+        let mut chunk = [0; 4096];
+        let len = stream.read(&mut chunk).unwrap();
+        assert_ne!(len, 0, "the agent hung up");
+        decoder.push(&chunk[..len]);
+    }
+}
+
+/// Waits until the driver has found the ports and their names.
+fn wait_for_ports(guest: &mut Guest) {
+    guest.run(
+        "for n in $(seq 100); do [ $(cat /sys/class/virtio-ports/*/name 2>/dev/null | wc -l) = 2 ] \
+         && break; sleep 0.1; done",
+    );
 }
 
 fn name_ports(guest: &mut Guest) {
