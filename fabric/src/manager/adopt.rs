@@ -54,6 +54,15 @@ impl Core {
                 todo.push((id, found));
             }
         }
+        if !takeover {
+            // What an earlier pod left down is about to be started: whoever asks in the
+            // meantime must not take it for given up.
+            for (id, _) in &todo {
+                if self.recorder.fabric().entry(*id).state() == NodeState::Down {
+                    self.recorder.set_state(*id, NodeState::Restarting);
+                }
+            }
+        }
         for (id, found) in todo {
             self.resume(id, found, takeover);
         }
@@ -113,7 +122,7 @@ impl Core {
         let now = self.now();
         match state {
             NodeState::Absent => self.wait(id, found, now),
-            NodeState::Restarting => {
+            NodeState::Restarting if takeover => {
                 self.tell_last(EventKind::NodeRestarting, id, generation, cause);
                 self.wait(id, found, now);
             }
@@ -121,7 +130,7 @@ impl Core {
                 self.tell_last(EventKind::NodeDown, id, generation, cause);
                 self.keep_remains(id, found);
             }
-            NodeState::Down => self.wait(id, found, now),
+            NodeState::Restarting | NodeState::Down => self.wait(id, found, now),
             NodeState::Starting | NodeState::Joined if of_now => {
                 // It was ours to watch, and died while nobody watched.
                 let exit = self.exit_on_record(id, found.as_ref());

@@ -16,7 +16,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use super::handle::{Command, ManagerHandle, NodeView};
+use super::handle::{Command, ManagerHandle};
 use super::state::{Core, Effect};
 use super::{Manager, ManagerError, io_failed};
 use crate::agent_link::{AgentLink, LinkEvent, LinkTarget};
@@ -250,7 +250,7 @@ impl Driver {
         view.going_down = self.core.is_going_down();
         for (id, node) in &self.core.nodes {
             let pid = node.life.as_ref().map(|life| life.instance.process().pid);
-            let shown = view.nodes.entry(*id).or_insert_with(NodeView::default);
+            let shown = view.nodes.entry(*id).or_default();
             if shown.detail != node.detail {
                 shown.detail.clone_from(&node.detail);
             }

@@ -1,0 +1,255 @@
+//! Namespace nodes and the program `lupin-fabricd`, natively. Needs root.
+
+mod support;
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use lupin_abi::event::{EventKind, FencePath};
+use lupin_abi::fabric::{NodeState, RingRead};
+use lupin_abi::{Cause, NodeId};
+use lupin_fabric::memory::{Geometry, PodMemory};
+use lupin_fabric::podfile::Pod;
+use lupin_fabric::power::namespace::NamespacePower;
+use lupin_fabric::power::{PowerControl, StartRequest};
+use lupin_fabric::runtime::RuntimeFolder;
+use support::{FABRICD, Mapped, TestPod, agent_script, node_program as run_node, wait_until};
+
+/// Not a test: the program of the nodes that the tests start.
+#[test]
+#[ignore = "is started by the other tests as a node"]
+fn node_program() {
+    run_node();
+}
+
+fn map(path: &Path) -> Mapped {
+    use std::os::fd::AsRawFd;
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    Mapped::of_fd(file.as_raw_fd())
+}
+
+/// A pidfd of a namespace's first process becomes readable only when every process of the
+/// namespace is gone. So a counter that a grandchild increments in a tight loop stands still
+/// from the return of the fence on.
+#[test]
+fn nothing_stores_after_the_fence_of_a_namespace() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pod.toml");
+    let text = "name = \"test\"\n[memory]\npath = \"pod\"\npool = \"2M\"\nnode_capacity = 1\n\
+                [[node]]\nid = 1\nbackend = \"namespace\"\n";
+    let pod = Pod::parse(text, &file).unwrap();
+    let geometry = Geometry {
+        name: "test".into(),
+        node_capacity: 1,
+        system: 4 << 20,
+        pool: 2 << 20,
+    };
+    let memory = PodMemory::open(&pod.memory.path, &geometry).unwrap();
+    let runtime = RuntimeFolder::open(&folder.path().join("run"), "test", 2).unwrap();
+    let node_folder = runtime.node("n1").unwrap();
+    let power = NamespacePower {
+        init: FABRICD.into(),
+        agent: agent_script(folder.path(), "node_program", "store"),
+    };
+    let mapped = map(&pod.memory.path);
+    for generation in 1..=20 {
+        node_folder.clean().unwrap();
+        let request = StartRequest {
+            node: &pod.nodes[0],
+            generation,
+            folder: &node_folder,
+            memory: &memory,
+            heartbeat_period: Duration::from_millis(8),
+        };
+        let instance = power.prepare(&request).unwrap().release().unwrap();
+        let counters = [mapped.word(0), mapped.word(1)];
+        let before = counters.map(|c| c.load(Ordering::Relaxed));
+        wait_until("both processes to store", || {
+            counters
+                .iter()
+                .zip(before)
+                .all(|(c, b)| c.load(Ordering::Relaxed) > b + 1000)
+        });
+        let fence = instance.fence().unwrap();
+        let at_fence = counters.map(|c| c.load(Ordering::Relaxed));
+        assert_eq!(fence.path, FencePath::Killed);
+        assert!(instance.is_gone());
+        std::thread::sleep(Duration::from_millis(5));
+        let later = counters.map(|c| c.load(Ordering::Relaxed));
+        assert_eq!(at_fence, later, "a store after fence {generation}");
+        assert_eq!(instance.exit().evidence, [0, 9]);
+        // Once more finds it gone.
+        assert_eq!(instance.fence().unwrap().path, FencePath::Exited);
+    }
+}
+
+#[test]
+fn a_killed_manager_is_replaced_and_no_node_notices() {
+    let mut pod = TestPod::new(3, "");
+    pod.start();
+    let before = pod.wait_joined(&[1, 1, 1]);
+    for epoch in 2..5 {
+        pod.kill_manager();
+        pod.start();
+        let after = pod.wait_joined(&[1, 1, 1]);
+        assert_eq!(after.epoch, epoch);
+        for (a, b) in before.nodes.iter().zip(&after.nodes) {
+            assert_eq!(
+                (a.pid, b.restarts),
+                (b.pid, 0),
+                "node {} was restarted",
+                a.id
+            );
+        }
+    }
+    // The adopted nodes are watched: one that dies is replaced.
+    let pid = before.nodes[1].pid.unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(pid as i32),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    pod.wait_joined(&[1, 2, 1]);
+    pod.signal_manager(libc::SIGHUP);
+    std::thread::sleep(Duration::from_millis(50));
+    pod.signal_manager(libc::SIGTERM);
+    assert_eq!(pod.wait_for_end().code(), Some(0), "{}", pod.log());
+    let memory = map(&pod.folder.path().join("pod"));
+    for n in 1..=3 {
+        let entry = memory.fabric().entry(NodeId::new(n).unwrap());
+        assert_eq!(entry.state(), NodeState::Down);
+    }
+    assert!(!pod.runtime().join("fabricd.sock").exists());
+    // And up again, with generations that nobody had.
+    pod.start();
+    pod.wait_joined(&[2, 3, 2]);
+}
+
+#[test]
+fn a_stopped_node_is_hung_and_a_node_that_dies_while_nobody_watches_is_replaced() {
+    let mut pod = TestPod::new(2, "");
+    pod.start();
+    let first = pod.wait_joined(&[1, 1]);
+    let signal = |pid: Option<u32>, signal| {
+        let pid = nix::unistd::Pid::from_raw(pid.unwrap() as i32);
+        nix::sys::signal::kill(pid, signal).unwrap();
+    };
+    signal(first.nodes[0].pid, nix::sys::signal::Signal::SIGSTOP);
+    let second = pod.wait_joined(&[2, 1]);
+    assert_eq!(second.nodes[0].cause, Cause::Hang);
+    pod.kill_manager();
+    signal(second.nodes[1].pid, nix::sys::signal::Signal::SIGKILL);
+    pod.start();
+    let third = pod.wait_joined(&[2, 2]);
+    assert_eq!(third.nodes[0].pid, second.nodes[0].pid);
+    assert_eq!(third.nodes[1].cause, Cause::VmmExit);
+
+    // The record tells both failures in the order that makes them safe.
+    let memory = map(&pod.folder.path().join("pod"));
+    let fabric = memory.fabric();
+    let events: Vec<_> = (1..=fabric.state().ring_head())
+        .filter_map(|seq| match fabric.read(seq) {
+            RingRead::Event(event) => Some(event),
+            _ => None,
+        })
+        .collect();
+    for n in [1, 2] {
+        let failure: Vec<_> = events
+            .iter()
+            .filter(|e| e.node == n && e.old_generation == 1)
+            .map(|e| e.kind)
+            .skip_while(|kind| *kind != EventKind::FailureDetected)
+            .collect();
+        use EventKind::*;
+        let expected = [
+            FailureDetected,
+            Fenced,
+            GenerationRaised,
+            Rung,
+            NodeRestarting,
+        ];
+        assert_eq!(failure, expected);
+    }
+}
+
+#[test]
+fn a_starter_is_told_when_the_manager_is_ready_and_by_exit_codes_why_not() {
+    let mut pod = TestPod::new(1, "");
+    // Ready.
+    let (read, write) = std::io::pipe().unwrap();
+    let number = std::os::fd::AsRawFd::as_raw_fd(&write);
+    let mut command = pod.command();
+    command.args(["--ready-fd", &number.to_string()]);
+    // SAFETY: fcntl on an inherited descriptor, between fork and exec.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(&mut command, move || {
+            libc::fcntl(number, libc::F_SETFD, 0);
+            Ok(())
+        });
+    }
+    pod.manager = Some(command.spawn().unwrap());
+    drop(command);
+    drop(write);
+    let said = std::io::read_to_string(read).unwrap();
+    assert_eq!(said, "ready\n");
+    assert_eq!(pod.status().nodes.len(), 1);
+
+    let refused = |pod: &TestPod, code: i32, words: &str| {
+        let before = pod.log().len();
+        let output = pod.command().output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{:?}", pod.log());
+        let said = pod.log().split_off(before);
+        assert!(said.contains(words), "{words:?} is not in {said}");
+    };
+    // 3: another manager of the same pod.
+    let pid = pod.manager.as_ref().unwrap().id().to_string();
+    refused(&pod, 3, &pid);
+    // 4: the same memory under another runtime folder; then a memory that is none.
+    let mut other = TestPod::new(1, "");
+    let shared = pod.folder.path().join("pod");
+    std::os::unix::fs::symlink(&shared, other.folder.path().join("pod")).unwrap();
+    refused(&other, 4, "another fabric manager uses this pod memory");
+    other = TestPod::new(1, "");
+    std::fs::write(other.folder.path().join("pod"), "not a pod").unwrap();
+    refused(&other, 4, "truncated");
+    // 2: a pod file that cannot be used.
+    std::fs::write(&other.file, "name = 1").unwrap();
+    refused(&other, 2, "pod.toml");
+
+    // An interrupt from a terminal ends the pod as well.
+    pod.signal_manager(libc::SIGINT);
+    let status = pod.wait_for_end();
+    assert_eq!((status.code(), status.signal()), (Some(0), None));
+}
+
+#[test]
+fn without_an_agent_the_node_stays_down_and_says_why() {
+    let mut pod = TestPod::new(1, "");
+    std::fs::remove_file(pod.folder.path().join("agent")).unwrap();
+    pod.start();
+    wait_until("the node to be given up", || {
+        pod.status().nodes[0].state == NodeState::Down
+    });
+    let node = pod.status().nodes.remove(0);
+    assert_eq!(node.cause, Cause::StartFailed);
+    assert!(node.detail.unwrap().contains("LUPIN_GUEST_AGENT"));
+}
+
+#[test]
+fn a_node_that_never_joins_is_reported_with_its_console() {
+    let mut pod = TestPod::new(1, "join_timeout_ms = 300\n");
+    let script = "#!/bin/sh\necho no network, no disk, no hope\nexec sleep 1000\n";
+    std::fs::write(pod.folder.path().join("agent"), script).unwrap();
+    pod.start();
+    wait_until("the join timeout", || {
+        let detail = pod.status().nodes.remove(0).detail.unwrap_or_default();
+        detail.contains("no hope")
+    });
+    assert!(pod.log().contains("join-timeout"));
+}
