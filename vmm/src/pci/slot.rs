@@ -200,9 +200,9 @@ impl Slot {
         }
     }
 
-    /// Writes configuration bytes at `at`. `moved(changes)` is called, in order with all other
-    /// writes to this function, with the BARs whose decoding changed and the new address; it says
-    /// which address each BAR is really decoded at.
+    /// Writes configuration bytes at `at`. Where that touches the BARs or their enable bit,
+    /// `route(bar, size, address)` is called for each BAR, in order with all other writes to this
+    /// function: it decodes the BAR at `address` and nowhere else, and returns where it really is.
     pub(super) fn config_write(
         &self,
         at: usize,
