@@ -56,6 +56,10 @@ enum Command {
         /// Threads; by default one for each processor of this node.
         #[arg(long, value_parser = value_parser!(u32).range(1..=256))]
         threads: Option<u32>,
+        /// Milliseconds to sleep in each unit before its result is committed: makes a small job
+        /// long enough to be watched, and to be killed in the middle of a unit.
+        #[arg(long, default_value_t = 0, value_parser = value_parser!(u64).range(0..=1000))]
+        linger_ms: u64,
         /// Report as one JSON object.
         #[arg(long)]
         json: bool,
@@ -119,10 +123,17 @@ fn run(command: Command) -> Result<(), Error> {
                 load::load(&job, Duration::from_millis(unit_ms), stdin)?
             );
         }
-        Command::Work { job, threads, json } => {
+        Command::Work {
+            job,
+            threads,
+            linger_ms,
+            json,
+        } => {
             let processors = || std::thread::available_parallelism().map_or(1, |n| n.get());
             let threads = threads.map_or_else(processors, |threads| threads as usize);
-            say(&work::work(&job, threads, json)?)?;
+            let linger = Duration::from_millis(linger_ms);
+            let manner = work::Manner { threads, linger };
+            say(&work::work(&job, manner, json)?)?;
         }
         Command::Status {
             job,

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A word is named by its first occurrence in the text, so entries have one size and no word is
-//! copied. The limits of the plan (units of at most 128 KiB, words of less than 64 KiB) keep all
+//! copied. The limits of the plan (units of at most 64 KiB, words of less than 64 KiB) keep all
 //! numbers within their bits.
 
 use lupin::work::{ResultBlock, WorkError};
@@ -17,8 +17,8 @@ use lupin::work::{ResultBlock, WorkError};
 use crate::table::Table;
 use crate::text::{Piece, Text};
 
-/// Largest unit, in bytes.
-pub const MAX_UNIT: u64 = 128 << 10;
+/// Largest unit, in bytes. Larger ones leave too few to share among the nodes.
+pub const MAX_UNIT: u64 = 64 << 10;
 
 /// Reusable memory of one worker.
 #[derive(Debug, Default)]

@@ -90,9 +90,9 @@ impl Plan {
         let unit_bytes = unit_bytes.clamp(MIN_UNIT, MAX_UNIT);
         let units = (text.len() as u64).div_ceil(unit_bytes).max(1);
         // Merging an entry reads its word from shared memory and looks it up: about what
-        // counting two dozen bytes costs.
+        // counting four dozen bytes costs.
         let entries = units as f64 * unit_bytes as f64 * calibration.distinct_per_byte;
-        let merge_nanos = entries * 24.0 * calibration.nanos_per_byte;
+        let merge_nanos = entries * 48.0 * calibration.nanos_per_byte;
         let partitions = (merge_nanos / nanos) as u64 + 1;
         let partitions = partitions
             .next_power_of_two()

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use lupin::Pod;
+use lupin::client::RefusalCode;
 use lupin::shm::Access;
 use lupin::work::{Job, Progress, WorkError};
 
@@ -12,6 +13,9 @@ use crate::{plain, reduce, segment};
 
 /// How often `status --until` looks. A look reads one word a unit.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// How long `remove` waits for nodes to let go of the segment.
+const LETTING_GO: Duration = Duration::from_secs(5);
 
 /// How far a job is.
 #[derive(Clone, Copy, Debug)]
@@ -131,10 +135,21 @@ pub fn result(name: &str, out: impl Write) -> Result<(), Error> {
     plain::write_sorted(counts(name, &job)?, out).map_err(|source| Error::Io { what, source })
 }
 
-/// Removes a job and its segment.
+/// Removes a job and its segment. Nodes let go of a segment a moment after their processes have
+/// ended, so one that is in use is tried again for a while.
 pub fn remove(name: &str) -> Result<(), Error> {
     let segment = segment::name(name)?;
     let pod = Pod::attach()?;
-    pod.remove_segment(&segment)
-        .map_err(|error| Error::opening(name, error))
+    let start = Instant::now();
+    loop {
+        match pod.remove_segment(&segment) {
+            Ok(()) => return Ok(()),
+            Err(error)
+                if error.refusal() == Some(RefusalCode::Busy) && start.elapsed() < LETTING_GO =>
+            {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(error) => return Err(Error::opening(name, error)),
+        }
+    }
 }

@@ -82,9 +82,20 @@ fn fails(output: &Output, code: i32, words: &str) {
 }
 
 fn work(socket: &Path) -> Child {
-    command(socket, &["work", "--job", "t", "--threads", "2"])
-        .spawn()
-        .unwrap()
+    work_lingering(socket, "0")
+}
+
+fn work_lingering(socket: &Path, millis: &str) -> Child {
+    let arguments = [
+        "work",
+        "--job",
+        "t",
+        "--threads",
+        "2",
+        "--linger-ms",
+        millis,
+    ];
+    command(socket, &arguments).spawn().unwrap()
 }
 
 fn check_against_plain(socket: &Path, text: &[u8]) -> String {
@@ -104,6 +115,7 @@ fn two_nodes_count_as_one_process_does() {
     let text = text(3 << 20, 1);
     let loaded = ok(run_with(&one, &["load", "--job", "t"], &text));
     assert!(loaded.contains("units"), "{loaded}");
+    println!("{loaded}");
     let status = ok(run(&two, &["status", "--job", "t", "--json"]));
     assert!(
         status.starts_with("{\"job\":\"t\",\"percent\":0,"),
@@ -124,6 +136,7 @@ fn two_nodes_count_as_one_process_does() {
     for worker in workers {
         let said = ok(worker.wait_with_output().unwrap());
         assert!(said.contains("0 stolen from dead owners"), "{said}");
+        println!("{said}");
     }
     let audit = check_against_plain(&two, &text);
     assert!(audit.contains("0 lost, 0 counted twice"), "{audit}");
@@ -270,7 +283,9 @@ fn any_node_may_die_at_any_point() {
             &["load", "--job", "t", "--unit-ms", "1"],
             &text,
         ));
-        let mut nodes: Vec<_> = (1..=3).map(|id| (id, work(&pod.start_node(id)))).collect();
+        let mut nodes: Vec<_> = (1..=3)
+            .map(|id| (id, work_lingering(&pod.start_node(id), "1")))
+            .collect();
         for step in 0..8 {
             random = random
                 .wrapping_mul(6_364_136_223_846_793_005)
@@ -285,11 +300,11 @@ fn any_node_may_die_at_any_point() {
                 pod.kill_node(id);
                 let joins = 3 + id % 3;
                 if nodes.iter().all(|(other, _)| *other != joins) {
-                    nodes.push((joins, work(&pod.start_node(joins))));
+                    nodes.push((joins, work_lingering(&pod.start_node(joins), "1")));
                     continue;
                 }
             }
-            nodes.push((id, work(&pod.start_node(id))));
+            nodes.push((id, work_lingering(&pod.start_node(id), "1")));
         }
         for (_, worker) in nodes {
             ok(worker.wait_with_output().unwrap());
