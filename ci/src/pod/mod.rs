@@ -146,11 +146,14 @@ impl Pod {
         self.folder.join("run")
     }
 
-    /// `lupin-vmm pod VERB`, with this pod's runtime folder.
+    /// `lupin-vmm pod VERB`, with this pod's runtime folder. The products are found first in
+    /// `PATH`, also by commands inside namespace nodes, which inherit it.
     pub fn command(&self, verb: &str) -> Command {
+        let path = std::env::var("PATH").unwrap_or_default();
         let mut command = self.binaries.command("lupin-vmm");
         command
             .env("LUPIN_RUNTIME_DIR", self.runtime())
+            .env("PATH", format!("{}:{path}", self.binaries.0.display()))
             .args(["pod", verb]);
         command
     }
