@@ -32,6 +32,17 @@ struct Found {
 }
 
 impl Core {
+    /// Marks what an earlier pod left down as about to be started. Comes before the mark of a
+    /// running pod and before anybody can ask: neither a manager that takes over from here nor an
+    /// operator must take these nodes for given up.
+    pub fn revive(&self) {
+        for id in self.nodes.keys() {
+            if self.recorder.fabric().entry(*id).state() == NodeState::Down {
+                self.recorder.set_state(*id, NodeState::Restarting);
+            }
+        }
+    }
+
     /// Takes charge. With `takeover`, nodes of an earlier manager may run; without, none does:
     /// either the pod was brought down, or the host was.
     ///
@@ -52,15 +63,6 @@ impl Core {
             let found = if takeover { self.find(id)? } else { None };
             if !self.adopt_running(id, found.as_ref()) {
                 todo.push((id, found));
-            }
-        }
-        if !takeover {
-            // What an earlier pod left down is about to be started: whoever asks in the
-            // meantime must not take it for given up.
-            for (id, _) in &todo {
-                if self.recorder.fabric().entry(*id).state() == NodeState::Down {
-                    self.recorder.set_state(*id, NodeState::Restarting);
-                }
             }
         }
         for (id, found) in todo {

@@ -443,6 +443,9 @@ impl FakeManager {
             watched: Vec::new(),
             agents: Agents::Obey,
         };
+        if !takeover {
+            manager.core.revive();
+        }
         manager.core.begin(takeover).unwrap();
         manager.settle();
         manager

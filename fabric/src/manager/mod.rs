@@ -102,10 +102,13 @@ impl Manager {
             refuse_strays(&runtime, &pod)?;
         }
         runtime.keep_pod_file(&pod.file)?;
-        runtime.mark_running(pod_id)?;
         let pod = Arc::new(pod);
         let clock: Clock = Arc::new(monotonic_ns);
         let core = Core::new(pod.clone(), memory.clone(), &runtime, backends, clock)?;
+        if !takeover {
+            core.revive();
+        }
+        runtime.mark_running(pod_id)?;
         let handle = ManagerHandle::new(pod, memory, runtime.path(), core.recorder.epoch())
             .map_err(io_failed("make an eventfd"))?;
         Ok(Self {

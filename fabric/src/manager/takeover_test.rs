@@ -216,3 +216,34 @@ fn a_node_that_was_left_down_stays_down_after_a_takeover() {
     assert_eq!(world.lives(1), 1);
     assert_eq!(world.kinds(1).last(), Some(&EventKind::NodeDown));
 }
+
+#[test]
+fn a_pod_that_is_being_started_anew_starts_whole_although_its_manager_dies() {
+    let began = |n| {
+        let world = World::new("");
+        let mut manager = FakeManager::up(&world);
+        manager.core.down(Duration::ZERO);
+        manager.tick();
+        manager.core.finish();
+        drop(manager);
+        let killed = kill_at(n, || drop(FakeManager::start(&world, false)));
+        (world, killed)
+    };
+    // The epoch, and one state a node: before these the next start is a start as well.
+    for n in 4.. {
+        let (world, killed) = began(n);
+        if killed.is_none() {
+            break;
+        }
+        let mut next = FakeManager::start(&world, true);
+        converge(&world, &mut next);
+        for node in 1..=3 {
+            assert_eq!(
+                world.state_of(node),
+                NodeState::Joined,
+                "killed at {n}: {killed:?}"
+            );
+            assert_eq!(world.lives(node), 2);
+        }
+    }
+}
