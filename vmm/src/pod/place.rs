@@ -34,9 +34,9 @@ impl Place {
     /// name of a pod with a runtime folder, else a file.
     pub(super) fn find(base: &Path, given: &OsStr) -> Result<Self, Failure> {
         let path = Path::new(given);
-        let looks_like_a_file = path.components().count() != 1
-            || path.extension().is_some_and(|ext| ext == "toml")
-            || given.is_empty();
+        // Neither `..` nor anything with a slash is a name.
+        let looks_like_a_file =
+            path.file_name() != Some(given) || path.extension().is_some_and(|ext| ext == "toml");
         if !looks_like_a_file
             && let Some(name) = given.to_str()
             && name.len() <= MAX_POD_NAME

@@ -30,6 +30,8 @@ const JOIN_SLACK: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// Between lines that say that nothing changed.
 const PATIENCE_LINE_EVERY: Duration = Duration::from_secs(10);
+/// What a VMM says, in the node's folder.
+const VMM_LOG: &str = "vmm.log";
 /// A node that fails this often before it joins is not worth waiting for.
 const MOST_FAILURES: u32 = 3;
 /// Lines of the console of a node that did not join.
@@ -351,17 +353,20 @@ fn not_up(pod: &PodStatus, lost: &[&NodeStatus], late: bool) -> Failure {
     Failure::new(code, message)
 }
 
-/// What a node's console said last: in this life, or in the one before if it has said nothing.
+/// What a node's console said last: in this life, or in the one before; if it never said anything,
+/// what its VMM said.
 fn last_words(node: &NodeStatus) -> String {
-    for name in [CONSOLE_FILE.to_string(), format!("{CONSOLE_FILE}.1")] {
+    let places = [
+        (CONSOLE_FILE.to_string(), "console"),
+        (format!("{CONSOLE_FILE}.1"), "console"),
+        (VMM_LOG.to_string(), "VMM"),
+    ];
+    for (name, who) in places {
         let path = node.folder.join(name);
         let lines = tail(&path, CONSOLE_LINES);
         if !lines.is_empty() {
             let quoted = lines.join("\n  | ");
-            return format!(
-                "; its console ({}) said last:\n  | {quoted}",
-                path.display()
-            );
+            return format!("; its {who} ({}) said last:\n  | {quoted}", path.display());
         }
     }
     "; its console said nothing".into()
