@@ -57,6 +57,9 @@ pub struct ProbeArgs {
 pub struct ProbeReport {
     /// Whether stock kernels will run.
     pub usable: bool,
+    /// Whether the answer does not depend on how busy the machine is: guest code did run, or
+    /// an instruction failed.
+    pub certain: bool,
     /// Why, in words for people.
     pub reason: String,
     /// How long the probe took.
@@ -79,33 +82,47 @@ impl ProbeReport {
 /// is not.
 pub fn probe() -> ProbeReport {
     let started = Instant::now();
-    let (usable, reason) = match examine() {
+    let (usable, certain, reason) = match examine() {
         Ok(per_iteration) => {
             let nanos = per_iteration.as_nanos();
-            (
-                true,
-                format!("runs guest code natively ({nanos} ns a loop iteration)"),
-            )
+            let reason = format!("runs guest code natively ({nanos} ns a loop iteration)");
+            (true, true, reason)
         }
-        Err(reason) => (false, reason),
+        Err(Failure::Fails(reason)) => (false, true, reason),
+        Err(Failure::Slow(reason)) => (false, false, reason),
     };
     ProbeReport {
         usable,
+        certain,
         reason,
         duration: started.elapsed(),
     }
 }
 
-/// Runs the payload and returns the time of one loop iteration, or why it did not work.
-fn examine() -> Result<Duration, String> {
+/// Why the payload did not work.
+enum Failure {
+    /// An operation or an instruction failed.
+    Fails(String),
+    /// It took too long.
+    Slow(String),
+}
+
+impl From<String> for Failure {
+    fn from(reason: String) -> Self {
+        Self::Fails(reason)
+    }
+}
+
+/// Runs the payload and returns the time of one loop iteration.
+fn examine() -> Result<Duration, Failure> {
     let guest = Guest::new()?;
     let per_iteration = guest.run()?;
     if per_iteration > SLOW_ITERATION {
-        return Err(format!(
+        return Err(Failure::Slow(format!(
             "it interprets guest code in software ({} ns a loop iteration): far too slow for a \
              kernel",
             per_iteration.as_nanos()
-        ));
+        )));
     }
     Ok(per_iteration)
 }
@@ -184,7 +201,7 @@ impl Guest {
     }
 
     /// Runs to the end of the payload, on a thread that can be interrupted.
-    fn run(mut self) -> Result<Duration, String> {
+    fn run(mut self) -> Result<Duration, Failure> {
         crate::vcpu::kick::install_signal_handler().map_err(|e| e.to_string())?;
         let kick = Arc::new(KickHandle::default());
         let stop = Arc::new(AtomicBool::new(false));
@@ -206,7 +223,7 @@ impl Guest {
             match receiver.recv_timeout(patience) {
                 Ok(result) => break result,
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    break Err("the probe's thread failed".into());
+                    break Err(Failure::Fails("the probe's thread failed".into()));
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     // Release: pairs with the Acquire in `execute`, see `kick`.
@@ -220,12 +237,13 @@ impl Guest {
         result
     }
 
-    fn execute(&mut self, stop: &AtomicBool) -> Result<Duration, String> {
+    fn execute(&mut self, stop: &AtomicBool) -> Result<Duration, Failure> {
         let mut done = 0;
         let mut loop_started = Duration::ZERO;
         loop {
             let doing = self.payload.steps.get(done).copied().unwrap_or("the end");
-            let failed = |how: &str| Err(format!("it cannot run `{doing}`: {how}"));
+            let message = |how: &str| format!("it cannot run `{doing}`: {how}");
+            let failed = |how: &str| Err(Failure::Fails(message(how)));
             match self.vcpu.run() {
                 Ok(VcpuExit::IoOut(payload::REPORT_PORT, _)) => {
                     done += 1;
@@ -247,7 +265,8 @@ impl Guest {
                 Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
                     crate::vcpu::kick::clear(&mut self.vcpu);
                     if stop.load(Ordering::Acquire) {
-                        return failed(&format!("not done after {TIME_LIMIT:?}"));
+                        let how = format!("not done after {TIME_LIMIT:?}");
+                        return Err(Failure::Slow(message(&how)));
                     }
                 }
                 Err(e) => return failed(&e.to_string()),

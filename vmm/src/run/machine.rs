@@ -4,6 +4,7 @@ use std::mem::ManuallyDrop;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use kvm_ioctls::VmFd;
@@ -29,6 +30,7 @@ use crate::kvm;
 use crate::loader::cmdline::CommandLine;
 use crate::loader::{self, BootSpec};
 use crate::memory::{PodMemory, PodSlots, ram, slots};
+use crate::probe;
 use crate::vcpu::Vcpus;
 use crate::virtio::DeviceThread;
 
@@ -162,6 +164,7 @@ impl Machine {
     pub fn run(self) -> Outcome {
         let terminal = self.interactive.then(|| self.start_input()).flatten();
         self.vcpus.start();
+        check_kvm(Arc::clone(&self.outcome));
         let outcome = self.outcome.wait();
         self.vcpus.stop(VCPU_PATIENCE);
         self.output.finish(OUTPUT_PATIENCE);
@@ -186,6 +189,22 @@ impl Machine {
             log::warn!("the serial port has no input: {e}");
         }
         terminal
+    }
+}
+
+/// Ends the run if this KVM cannot run a kernel. There, the guest would crawl for minutes before
+/// it fails; elsewhere, the probe's milliseconds run beside the guest's first ones. Slowness
+/// alone is no reason: the host may just be busy.
+fn check_kvm(outcome: Arc<OutcomeSlot>) {
+    let probe = move || {
+        let report = probe::probe();
+        if !report.usable && report.certain {
+            let detail = format!("/dev/kvm is not usable: {}", report.reason);
+            outcome.report(Outcome::new(ExitStatus::NoKvm, detail));
+        }
+    };
+    if let Err(e) = thread::Builder::new().name("check-kvm".into()).spawn(probe) {
+        log::warn!("/dev/kvm was not probed: {e}");
     }
 }
 

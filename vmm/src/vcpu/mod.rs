@@ -299,10 +299,8 @@ impl Vcpu {
         } else {
             format!("KVM internal error {suberror}")
         };
-        Outcome::new(
-            ExitStatus::Crash,
-            format!("vCPU {}: {what} at rip {rip}", self.index),
-        )
+        let detail = format!("vCPU {}: {what} at rip {rip}", self.index);
+        Outcome::new(ExitStatus::Crash, detail)
     }
 }
 
