@@ -29,7 +29,7 @@ use machine::{Event, Machine};
 use wire::Frame;
 
 /// Booting usually takes five seconds; on a busy machine several times that.
-const BOOT_LIMIT: Duration = Duration::from_secs(90);
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
 /// What the nested host itself runs, unless another is asked for.
 pub(crate) const HOST_KERNEL: Series = Series::V6_1;
