@@ -12,6 +12,10 @@ use std::time::{Duration, Instant};
 use lupin_abi::event::{Cause, Event, EventKind, FencePath};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+#[allow(
+    unused_imports,
+    reason = "each test file uses its own part of this module"
+)]
 pub use pod::{Binaries, Guest, KillOnDrop, Pod, PodSpec};
 
 /// Where the products are: `LUPIN_BIN_DIR`, or beside this test's own folder.
