@@ -8,7 +8,7 @@
 //! ```
 
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,11 @@ use crate::threads::Threads;
 
 /// How often the agent looks around without being woken: wake-ups may be lost.
 const TICK: Duration = Duration::from_millis(250);
+/// How long regions of pod memory may take to appear: when the agent starts, modules are still
+/// being loaded.
+const REGION_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often the agent looks for them.
+const REGION_RETRY: Duration = Duration::from_millis(20);
 
 /// Why the agent, or its part in the pod, ended.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +79,44 @@ impl AgentError {
             Self::Memory(MemoryError::NoRegion { .. } | MemoryError::Device { .. }) => 4,
             Self::Memory(MemoryError::Os { .. }) => 4,
             Self::Memory(MemoryError::NotAttached) | Self::Directory(_) | Self::Os { .. } => 1,
+        }
+    }
+}
+
+/// What finds the node's pod memory. Called again while its regions are missing.
+pub type FindMemory = Box<dyn FnMut() -> Result<Box<dyn Backend>, MemoryError>>;
+
+/// A part in the pod that the node is to have.
+pub struct Membership {
+    identity: Identity,
+    socket: PathBuf,
+    find: FindMemory,
+    next_try: Instant,
+    deadline: Instant,
+}
+
+impl Membership {
+    /// The part of `identity`, in memory that `find` finds, served to processes on `socket`.
+    pub fn new(identity: Identity, socket: &Path, find: FindMemory) -> Self {
+        let now = Instant::now();
+        Self {
+            identity,
+            socket: socket.into(),
+            find,
+            next_try: now,
+            deadline: now + REGION_TIMEOUT,
+        }
+    }
+
+    /// Tries to take the part; `None` if that must wait.
+    fn take(&mut self, poller: &Poller, now: Instant) -> Option<Result<Pod, AgentError>> {
+        match (self.find)() {
+            Ok(backend) => Some(Pod::join(backend, self.identity, &self.socket, poller)),
+            Err(MemoryError::NoRegion { .. }) if now < self.deadline => {
+                self.next_try = now + REGION_RETRY;
+                None
+            }
+            Err(error) => Some(Err(error.into())),
         }
     }
 }
@@ -190,13 +233,14 @@ pub struct Agent {
     signals: SignalFd,
     doorbell: Option<Doorbell>,
     link: Link,
+    membership: Option<Membership>,
     pod: Option<Pod>,
     shutdown: Option<Shutdown>,
     next_tick: Instant,
 }
 
 impl Agent {
-    /// An agent with or without a part in the pod.
+    /// An agent that is to take a part in the pod, or not.
     ///
     /// # Errors
     /// If the system refuses a descriptor.
@@ -206,7 +250,7 @@ impl Agent {
         signals: &SigSet,
         doorbell: Option<Doorbell>,
         link: Link,
-        pod: Option<Pod>,
+        membership: Option<Membership>,
     ) -> Result<Self, AgentError> {
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals =
@@ -220,7 +264,8 @@ impl Agent {
             signals,
             doorbell,
             link,
-            pod,
+            membership,
+            pod: None,
             shutdown: None,
             next_tick: Instant::now() + TICK,
         })
@@ -229,9 +274,11 @@ impl Agent {
     /// Serves until the node or the agent is told to end.
     ///
     /// # Errors
-    /// If the kernel can no longer wait for descriptors.
+    /// If a service has no part in the pod: an init stays without. If the kernel can no longer
+    /// wait for descriptors.
     pub fn run(mut self) -> Result<(), AgentError> {
         loop {
+            self.join()?;
             let events = self
                 .poller
                 .wait(self.timeout())
@@ -262,6 +309,24 @@ impl Agent {
         Ok(())
     }
 
+    /// Takes the part in the pod, once its memory is there.
+    fn join(&mut self) -> Result<(), AgentError> {
+        let now = Instant::now();
+        let Some(membership) = self.membership.as_mut().filter(|m| m.next_try <= now) else {
+            return Ok(());
+        };
+        let Some(result) = membership.take(&self.poller, now) else {
+            return Ok(());
+        };
+        self.membership = None;
+        match result {
+            Ok(pod) => self.pod = Some(pod),
+            Err(error) if self.role.is_init() => self.report(&error),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
     fn timeout(&self) -> Option<Duration> {
         let pod_has_work = self.pod.as_ref().is_some_and(|pod| pod.server.has_work());
         if pod_has_work || self.link.has_work() {
@@ -270,6 +335,9 @@ impl Agent {
         let mut next = self.next_tick;
         if let Some(deadline) = self.link.next_deadline() {
             next = next.min(deadline);
+        }
+        if let Some(membership) = &self.membership {
+            next = next.min(membership.next_try);
         }
         if let Some(shutdown) = &self.shutdown {
             next = next.min(shutdown.next_deadline());

@@ -9,13 +9,13 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::SigSet;
 use nix::sys::utsname::uname;
 
-use crate::agent::{Agent, AgentError, Pod};
+use crate::agent::{Agent, AgentError, FindMemory, Membership};
 use crate::cli::{Options, inherit};
 use crate::doorbell::Doorbell;
 use crate::identity::{Identity, from_cmdline};
 use crate::init::Role;
 use crate::link::{Endpoint, Introduction, Link, port};
-use crate::memory::devdax::{DevDax, REGION_TIMEOUT};
+use crate::memory::devdax::DevDax;
 use crate::memory::podfile::PodFile;
 use crate::memory::sysfs::DaxBus;
 use crate::memory::{Backend, MemoryError};
@@ -24,12 +24,9 @@ use crate::poll::Poller;
 /// Descriptors that the agent may need: clients, processes, segments.
 const DESCRIPTORS: u64 = 8192;
 
-/// What makes the backend, once somebody can be told if it fails.
-type MakeBackend = Box<dyn FnOnce() -> Result<Box<dyn Backend>, MemoryError>>;
-
 struct Plan {
     /// `None`: not a node of a pod.
-    pod: Option<(Identity, MakeBackend)>,
+    pod: Option<(Identity, FindMemory)>,
     endpoint: Option<Endpoint>,
     doorbell: Option<std::os::fd::OwnedFd>,
 }
@@ -84,19 +81,10 @@ pub fn run(options: &Options, signals: &SigSet) -> Result<(), AgentError> {
             None
         }
     };
-    let joined = match (plan.pod, trouble) {
-        (Some((identity, make)), _) => make()
-            .map_err(AgentError::from)
-            .and_then(|backend| Pod::join(backend, identity, &options.socket, &poller).map(Some)),
-        (None, Some(error)) => Err(error),
-        (None, None) => Ok(None),
-    };
-    let (pod, trouble) = match joined {
-        Ok(pod) => (pod, None),
-        Err(error) if role.is_init() => (None, Some(error)),
-        Err(error) => return Err(error),
-    };
-    let mut agent = Agent::new(poller, role, signals, doorbell, link, pod)?;
+    let membership = plan
+        .pod
+        .map(|(identity, find)| Membership::new(identity, &options.socket, find));
+    let mut agent = Agent::new(poller, role, signals, doorbell, link, membership)?;
     if let Some(error) = trouble {
         agent.report(&error);
     }
@@ -135,10 +123,14 @@ fn namespace(options: &Options) -> Result<Plan, AgentError> {
     let identity = Identity::new(node, generation, options.heartbeat_ms)?;
     let memory = take("pod-memory-fd", options.pod_memory_fd)?
         .ok_or_else(|| AgentError::Arguments("--pod-memory-fd is missing".into()))?;
-    let make: MakeBackend =
-        Box::new(move || Ok(Box::new(PodFile::new(memory, identity)?) as Box<dyn Backend>));
+    let find: FindMemory = Box::new(move || {
+        let memory = memory
+            .try_clone()
+            .map_err(|e| MemoryError::os("duplicate the pod memory's descriptor", e))?;
+        Ok(Box::new(PodFile::new(memory, identity)?) as Box<dyn Backend>)
+    });
     Ok(Plan {
-        pod: Some((identity, make)),
+        pod: Some((identity, find)),
         endpoint: take("agent-listener-fd", options.agent_listener_fd)?.map(Endpoint::Listener),
         doorbell: take("doorbell-fd", options.doorbell_fd)?,
     })
@@ -149,12 +141,12 @@ fn guest(options: &Options) -> Result<Plan, AgentError> {
         .map_err(|e| AgentError::os(format!("read {}", options.cmdline.display()), e))?;
     let (identity, sections) = from_cmdline(&text)?;
     let (sysfs, dev) = (options.sysfs.clone(), options.dev.clone());
-    let make: MakeBackend = Box::new(move || {
+    let find: FindMemory = Box::new(move || {
         let bus = DaxBus::new(&sysfs, &dev);
-        Ok(Box::new(DevDax::new(bus, sections, REGION_TIMEOUT)?) as Box<dyn Backend>)
+        Ok(Box::new(DevDax::new(bus, sections)?) as Box<dyn Backend>)
     });
     Ok(Plan {
-        pod: Some((identity, make)),
+        pod: Some((identity, find)),
         ..bare_guest(options)
     })
 }

@@ -387,6 +387,7 @@ fn shutdown_is_passed_on_once() {
     let mut link = Link::new(Some(endpoint), introduction(), None, &poller).unwrap();
     let mut manager = Manager::new(ours);
     let version = ABI_VERSION;
+    link.log("before");
     manager.send(&ToAgent::Hello { version, pod_id: 1 });
     manager.send(&ToAgent::Shutdown { grace_ms: 1500 });
     link.on_stream(&poller);
@@ -395,8 +396,10 @@ fn shutdown_is_passed_on_once() {
     assert_eq!(link.take_shutdown(), None);
     link.log("a line");
     assert!(matches!(manager.receive(), Some(ToManager::Hello { .. })));
-    let message = "a line".into();
-    assert_eq!(manager.receive(), Some(ToManager::Log { message }));
+    for line in ["before", "a line"] {
+        let message = line.into();
+        assert_eq!(manager.receive(), Some(ToManager::Log { message }));
+    }
 }
 
 #[test]

@@ -213,6 +213,9 @@ impl Link {
             // A manager of another version gets its answer, and nothing that it says later is
             // understood.
             self.greeted = version == ABI_VERSION;
+            if let Some(message) = self.unheard.take_if(|_| self.greeted) {
+                self.out.push(&ToManager::Log { message });
+            }
             if !self.greeted {
                 warn!("manager link: manager speaks version {version}, agent {ABI_VERSION}");
             }
@@ -326,12 +329,14 @@ impl Link {
         self.flush();
     }
 
-    /// A line for the manager's log, if there is a manager.
+    /// A line for the manager's log. Without a manager the last line waits for the next one.
     pub fn log(&mut self, message: &str) {
+        let message = message.chars().take(4096).collect();
         if self.greeted {
-            let message = message.chars().take(4096).collect();
             self.out.push(&ToManager::Log { message });
             self.flush();
+        } else {
+            self.unheard = Some(message);
         }
     }
 

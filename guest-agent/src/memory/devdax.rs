@@ -6,7 +6,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use log::info;
 use lupin_abi::layout::{AttachError, INSTANCES_SIZE, NODE_SIZE, PodHeader, SectionKind};
@@ -18,9 +18,6 @@ use super::sysfs::{DaxBus, describe};
 use super::{Backend, Extent, MemoryError, Owner, SectionFd, users};
 use crate::identity::{PhysRange, Sections};
 
-/// How long regions may take to appear: modules are still being loaded when the agent starts.
-pub const REGION_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// Pod memory as devdax devices.
 pub struct DevDax {
     bus: DaxBus,
@@ -30,41 +27,35 @@ pub struct DevDax {
 }
 
 impl DevDax {
-    /// Waits until the kernel shows a region for each section.
+    /// Pod memory in `sections`, for each of which the kernel shows a region.
     ///
     /// # Errors
-    /// [`MemoryError::NoRegion`] naming the sections without one.
-    pub fn new(bus: DaxBus, sections: Sections, timeout: Duration) -> Result<Self, MemoryError> {
+    /// [`MemoryError::NoRegion`] naming the sections without one. They may still come: modules
+    /// are being loaded when the agent starts.
+    pub fn new(bus: DaxBus, sections: Sections) -> Result<Self, MemoryError> {
         let named = [
             ("fabric", sections.fabric),
             ("node", sections.node),
             ("system", sections.system),
             ("pool", sections.pool),
         ];
-        let start = Instant::now();
-        loop {
-            let regions = bus.regions();
-            let missing: Vec<String> = named
-                .iter()
-                .filter(|(_, range)| !regions.iter().any(|r| r.range.contains(range)))
-                .map(|(name, range)| format!("{name} at {range}"))
-                .collect();
-            if missing.is_empty() {
-                return Ok(Self {
-                    bus,
-                    sections,
-                    nodes: BTreeMap::new(),
-                });
-            }
-            if start.elapsed() >= timeout {
-                return Err(MemoryError::NoRegion {
-                    missing: missing.join(", "),
-                    waited_ms: start.elapsed().as_millis(),
-                    found: describe(&regions),
-                });
-            }
-            std::thread::sleep(Duration::from_millis(20));
+        let regions = bus.regions();
+        let missing: Vec<String> = named
+            .iter()
+            .filter(|(_, range)| !regions.iter().any(|r| r.range.contains(range)))
+            .map(|(name, range)| format!("{name} at {range}"))
+            .collect();
+        if !missing.is_empty() {
+            return Err(MemoryError::NoRegion {
+                missing: missing.join(", "),
+                found: describe(&regions),
+            });
         }
+        Ok(Self {
+            bus,
+            sections,
+            nodes: BTreeMap::new(),
+        })
     }
 
     fn range_of(&self, kind: SectionKind) -> PhysRange {

@@ -49,14 +49,12 @@ pub enum MemoryError {
     },
     /// The kernel shows no device for a range.
     #[error(
-        "no dax region holds {missing} after {waited_ms} ms; regions there: {found}. Are dax_hmem \
-         and device_dax loaded, and is the range soft-reserved?"
+        "no dax region holds {missing}; regions there: {found}. Are dax_hmem and device_dax \
+         loaded, and is the range soft-reserved?"
     )]
     NoRegion {
         /// Sections and their ranges.
         missing: String,
-        /// How long the agent waited for them.
-        waited_ms: u128,
         /// What there is instead.
         found: String,
     },

@@ -103,7 +103,7 @@ impl DaxBus {
                 // A device of size 0 says where the region begins; others lie inside.
                 region.range.start = region.range.start.min(device.range.start);
                 region.devices.push(device);
-            } else if let Some(size) = read_number(&path.join("region_size")) {
+            } else if let Some(size) = read_number(&path.join("size")) {
                 let start = device.range.start;
                 regions.push(Region {
                     path,
@@ -177,7 +177,6 @@ impl DaxBus {
             .find(|r| r.range.contains(&range))
             .ok_or_else(|| MemoryError::NoRegion {
                 missing: range.to_string(),
-                waited_ms: 0,
                 found,
             })
     }
