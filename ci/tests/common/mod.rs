@@ -157,7 +157,7 @@ pub fn sample_text(bytes: usize) -> Vec<u8> {
         let _ = match state % 4 {
             0 => write!(out, "the "),
             1 => write!(out, "Word{} ", (b'a' + (state >> 8) as u8 % 26) as char),
-            2 => write!(out, "don't, {}\n", state >> 60),
+            2 => writeln!(out, "don't, {}", state >> 60),
             _ => write!(out, "w{}x ", letters(state >> 16)),
         };
     }
