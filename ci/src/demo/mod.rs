@@ -175,6 +175,9 @@ fn tell_nested(args: &DemoArgs, parts: &Parts) -> Result<u8, DemoError> {
         "2000",
         "--join-timeout-ms",
         "180000",
+        // It is slow enough to be killed in the middle of its work.
+        "--linger-ms",
+        "0",
         "--nodes",
     ]
     .map(str::to_owned)

@@ -51,6 +51,10 @@ pub struct StoryArgs {
     /// Milliseconds that a node may take to join.
     #[arg(long, default_value_t = 60_000)]
     pub join_timeout_ms: u64,
+    /// Milliseconds that workers sleep in each unit before its commit: on a fast machine the
+    /// job would be over before anybody could be killed in the middle of it.
+    #[arg(long, default_value_t = 20)]
+    pub linger_ms: u64,
 }
 
 /// The kinds of node.
@@ -112,9 +116,15 @@ pub fn run(args: &StoryArgs) -> io::Result<bool> {
     }
 
     narrator.say(format!("== WordCount on {} nodes ==", args.nodes));
+    if args.linger_ms > 0 {
+        narrator.say(format!(
+            "workers sleep {} ms in each unit, so that the job has a middle to be killed in",
+            args.linger_ms
+        ));
+    }
     let mut workers = Vec::new();
     for node in 1..=args.nodes {
-        workers.push((node, start_worker(&pod, node)?));
+        workers.push((node, start_worker(&pod, node, args.linger_ms)?));
     }
     let victim = args.nodes.min(2);
     let before = wait_for(&pod, args.kill_at)?;
@@ -145,7 +155,7 @@ pub fn run(args: &StoryArgs) -> io::Result<bool> {
 
     narrator.say(format!("waiting for node {victim} to come back"));
     let events = pod.wait_event(EventKind::NodeJoined, victim, raised, limit)?;
-    let again = start_worker(&pod, victim)?.finish()?;
+    let again = start_worker(&pod, victim, 0)?.finish()?;
     narrator.say(format!(
         "node {victim}, in its new life, joins the job again: {again}"
     ));
@@ -251,8 +261,17 @@ impl std::fmt::Display for WorkerEnd {
     }
 }
 
-fn start_worker(pod: &Pod, node: u32) -> io::Result<Worker> {
-    let mut command = pod.exec(node, &["lupin-wordcount", "work", "--job", JOB]);
+fn start_worker(pod: &Pod, node: u32, linger_ms: u64) -> io::Result<Worker> {
+    let linger = linger_ms.to_string();
+    let argv = [
+        "lupin-wordcount",
+        "work",
+        "--job",
+        JOB,
+        "--linger-ms",
+        &linger,
+    ];
+    let mut command = pod.exec(node, &argv);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
