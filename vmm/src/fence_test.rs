@@ -91,16 +91,15 @@ impl Client {
     }
 }
 
-/// A guest in its loop, with everything around it.
+/// A guest in its loop.
 struct Looping {
-    folder: tempfile::TempDir,
     pod_file: tempfile::NamedTempFile,
     counter_at: u64,
     vcpus: Vcpus,
     outcome: Arc<OutcomeSlot>,
-    doorbell: EventFd,
+    dropped: Arc<DroppedAccesses>,
+    slots: Arc<PodSlots>,
     _ram: GuestMemoryMmap,
-    _slots: Arc<PodSlots>,
     _vm: Arc<VmFd>,
 }
 
@@ -144,37 +143,17 @@ impl Looping {
         let handler: Arc<dyn ExitHandler> = Arc::new(CountingHandler(Arc::clone(&dropped)));
         let outcome = Arc::new(OutcomeSlot::default());
         let vcpus = Vcpus::spawn(vec![fd], &handler, &outcome).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let doorbell = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        FenceThread {
-            listener: ControlListener::bind(&folder.path().join("c")).unwrap(),
-            slots: Arc::clone(&slots),
-            node: 2,
-            generation: 3,
-            vcpu_tids: vcpus.tids().to_vec(),
-            doorbell: doorbell.try_clone().unwrap(),
-            doorbells: Arc::default(),
-            dropped,
-            outcome: Arc::clone(&outcome),
-        }
-        .spawn()
-        .unwrap();
         let size = pod_file.as_file().metadata().unwrap().len();
         Some(Self {
-            folder,
             pod_file,
             counter_at: size - pool.size + COUNTER_OFFSET,
             vcpus,
             outcome,
-            doorbell,
+            dropped,
+            slots,
             _ram: ram,
-            _slots: slots,
             _vm: vm,
         })
-    }
-
-    fn client(&self) -> Client {
-        Client::connect(&self.folder.path().join("c"))
     }
 
     fn counter(&self) -> u64 {
@@ -195,6 +174,37 @@ impl Looping {
     }
 }
 
+/// The fence thread of a guest, and a folder with its socket.
+struct Server {
+    folder: tempfile::TempDir,
+    doorbell: EventFd,
+}
+
+impl Server {
+    fn start(guest: &Looping) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let doorbell = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        FenceThread {
+            listener: ControlListener::bind(&folder.path().join("c")).unwrap(),
+            slots: Arc::clone(&guest.slots),
+            node: 2,
+            generation: 3,
+            vcpu_tids: guest.vcpus.tids().to_vec(),
+            doorbell: doorbell.try_clone().unwrap(),
+            doorbells: Arc::default(),
+            dropped: Arc::clone(&guest.dropped),
+            outcome: Arc::clone(&guest.outcome),
+        }
+        .spawn()
+        .unwrap();
+        Self { folder, doorbell }
+    }
+
+    fn client(&self) -> Client {
+        Client::connect(&self.folder.path().join("c"))
+    }
+}
+
 #[test]
 fn after_the_reply_the_counter_never_moves() {
     let Some(guest) = Looping::start() else {
@@ -202,7 +212,7 @@ fn after_the_reply_the_counter_never_moves() {
     };
     guest.vcpus.start();
     guest.wait_until_counting();
-    let client = guest.client();
+    let client = Server::start(&guest).client();
     let Reply::Fenced { slots, nanos } = client.ask(&Request::Fence) else {
         panic!("not fenced");
     };
@@ -231,12 +241,39 @@ fn after_the_reply_the_counter_never_moves() {
     assert!(guest.vcpus.stop(Duration::from_secs(5)));
 }
 
+/// `LUPIN_TEST_FENCES` asks for another number of rounds.
+#[test]
+fn no_store_arrives_after_any_of_many_fences() {
+    let rounds = std::env::var("LUPIN_TEST_FENCES").map_or(100, |n| n.parse().unwrap());
+    let mut slowest = 0;
+    for round in 0..rounds {
+        let Some(guest) = Looping::start() else {
+            return;
+        };
+        guest.vcpus.start();
+        guest.wait_until_counting();
+        let report = guest.slots.fence().unwrap();
+        let at_return = guest.counter();
+        slowest = slowest.max(report.nanos);
+        // The guest goes on: its next accesses leave it.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while guest.dropped.fenced.load(Ordering::Relaxed) < 10 {
+            assert!(Instant::now() < deadline, "the guest does not go on");
+            assert_eq!(guest.counter(), at_return, "round {round}: {report:?}");
+        }
+        assert_eq!(guest.counter(), at_return, "round {round}: {report:?}");
+        assert!(guest.vcpus.stop(Duration::from_secs(5)));
+    }
+    println!("{rounds} fences, the slowest took {slowest} ns");
+}
+
 #[test]
 fn hello_brings_the_doorbell_and_the_thread_ids() {
     let Some(guest) = Looping::start() else {
         return;
     };
-    let (reply, fd) = guest.client().raw(b"\"hello\"");
+    let server = Server::start(&guest);
+    let (reply, fd) = server.client().raw(b"\"hello\"");
     let Reply::Hello {
         pid,
         node,
@@ -250,7 +287,7 @@ fn hello_brings_the_doorbell_and_the_thread_ids() {
     let stat = std::fs::read_to_string(format!("/proc/self/task/{}/comm", vcpu_tids[0])).unwrap();
     assert_eq!(stat.trim(), "vcpu0");
     nix::unistd::write(fd.expect("a descriptor"), &1u64.to_ne_bytes()).unwrap();
-    assert_eq!(guest.doorbell.read().unwrap(), 1);
+    assert_eq!(server.doorbell.read().unwrap(), 1);
     guest.vcpus.start();
     assert!(guest.vcpus.stop(Duration::from_secs(5)));
 }
@@ -260,13 +297,14 @@ fn garbage_gets_an_error_and_quit_ends_the_run() {
     let Some(guest) = Looping::start() else {
         return;
     };
-    let client = guest.client();
+    let server = Server::start(&guest);
+    let client = server.client();
     for garbage in [&b"{"[..], b"\"reboot\"", &[0xff; 64]] {
         assert!(matches!(client.raw(garbage).0, Reply::Error { .. }));
     }
     // A client that dies in the middle harms nobody.
-    drop(guest.client());
-    assert_eq!(guest.client().ask(&Request::Quit), Reply::Quitting);
+    drop(server.client());
+    assert_eq!(server.client().ask(&Request::Quit), Reply::Quitting);
     assert_eq!(guest.outcome.wait().status, ExitStatus::Stopped);
     guest.vcpus.start();
     assert!(guest.vcpus.stop(Duration::from_secs(5)));
