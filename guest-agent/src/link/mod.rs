@@ -78,6 +78,8 @@ pub struct Link {
     unread: bool,
     /// Bytes have come through the port since it was opened.
     used: bool,
+    /// What no manager was there to hear.
+    unheard: Option<String>,
     shutdown: Option<ShutdownRequest>,
 }
 
@@ -112,6 +114,7 @@ impl Link {
             greeted: false,
             unread: false,
             used: false,
+            unheard: None,
             shutdown: None,
         })
     }
