@@ -16,11 +16,9 @@ use super::{AgentInfo, LinkEvent, Shared, doorbell};
 
 /// Between attempts to connect.
 const RETRY: Duration = Duration::from_millis(100);
-/// Between hellos that are not answered: what is written to a guest's port before the agent has
-/// opened it is lost.
-const HELLO_AGAIN: Duration = Duration::from_millis(250);
-/// After this long without an answer the connection is made anew.
-const GREETING_PATIENCE: Duration = Duration::from_secs(5);
+/// After this long without an answer the connection is made anew. Long, because there is no hurry:
+/// until the guest opens its end the hello waits for it, and an end that closes is noticed.
+const GREETING_PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes read at once.
 const READ_SIZE: usize = 128 << 10;
 /// Most log lines of an agent that are passed on within [`LOG_WINDOW`].
@@ -111,7 +109,7 @@ struct Connection<'a> {
 }
 
 impl Connection<'_> {
-    /// Says hello until the agent answers.
+    /// Says hello and waits for the answer.
     fn greet(&mut self) -> Result<Decoder, Lost> {
         let hello = port::encode(&ToAgent::Hello {
             version: ABI_VERSION,
@@ -119,23 +117,16 @@ impl Connection<'_> {
         })?;
         let mut greeting = Greeting::default();
         let mut doorbell = None;
-        let began = Instant::now();
-        let mut next_hello = began;
+        let deadline = Instant::now() + GREETING_PATIENCE;
+        self.pending.extend_from_slice(&hello);
         let mut buffer = vec![0; READ_SIZE];
         loop {
-            let now = Instant::now();
-            if now.duration_since(began) > GREETING_PATIENCE {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 return Err(Lost::Silent);
             }
-            if now >= next_hello {
-                next_hello = now + HELLO_AGAIN;
-                // One at a time: an agent that is not there yet must not find a heap of them.
-                if self.pending.is_empty() {
-                    self.pending.extend_from_slice(&hello);
-                }
-            }
             self.flush()?;
-            self.wait(Some(next_hello.saturating_duration_since(now)))?;
+            self.wait(Some(left))?;
             let (bytes, mut fds) = match receive(self.socket.as_fd(), &mut buffer) {
                 Ok((0, _)) => return Err(Lost::Eof),
                 Ok(received) => received,
@@ -204,7 +195,7 @@ impl Connection<'_> {
         let channel = |id: u32| self.shared.lock().channels.get(&id).cloned();
         // A frame for an unknown channel is late, not wrong: the command is over.
         match message {
-            // Answer to a hello that was repeated.
+            // Answer to the hello of an earlier manager.
             ToManager::Hello { .. } => {}
             ToManager::Started { channel: id, pid } => {
                 if let Some(channel) = channel(id) {
