@@ -186,6 +186,10 @@ impl RuntimeFolder {
     /// Of the file system.
     pub fn keep_pod_file(&self, file: &Path) -> Result<(), RuntimeError> {
         let path = self.path.join("pod.toml");
+        // Copied onto itself, it would be emptied.
+        if fs::canonicalize(file).ok() == fs::canonicalize(&path).ok() {
+            return Ok(());
+        }
         fs::copy(file, &path).map_err(failed(&path, "copy the pod file to"))?;
         Ok(())
     }

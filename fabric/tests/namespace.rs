@@ -24,14 +24,10 @@ fn node_program() {
     run_node();
 }
 
+/// Maps a pod memory for reading: a manager does not start beside an unknown writer.
 fn map(path: &Path) -> Mapped {
     use std::os::fd::AsRawFd;
-    let file = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap();
-    Mapped::of_fd(file.as_raw_fd())
+    Mapped::read_only(std::fs::File::open(path).unwrap().as_raw_fd())
 }
 
 /// A pidfd of a namespace's first process becomes readable only when every process of the
@@ -226,6 +222,45 @@ fn a_starter_is_told_when_the_manager_is_ready_and_by_exit_codes_why_not() {
     pod.signal_manager(libc::SIGINT);
     let status = pod.wait_for_end();
     assert_eq!((status.code(), status.signal()), (Some(0), None));
+}
+
+#[test]
+fn a_pod_file_that_lost_a_running_node_and_a_runtime_folder_that_was_changed_are_refused() {
+    let mut pod = TestPod::new(2, "");
+    pod.start();
+    let status = pod.wait_joined(&[1, 1]);
+    let pids: Vec<_> = status.nodes.iter().map(|node| node.pid.unwrap()).collect();
+    pod.kill_manager();
+    let whole = std::fs::read_to_string(&pod.file).unwrap();
+    let refused = |pod: &TestPod, text: &str, code: i32, words: &[&str]| {
+        std::fs::write(&pod.file, text).unwrap();
+        let before = pod.log().len();
+        let output = pod.command().output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{}", pod.log());
+        let said = pod.log().split_off(before);
+        for word in words {
+            assert!(said.contains(word), "{word:?} is not in {said}");
+        }
+    };
+    let without = whole.replace("[[node]]\nid = 2\n", "");
+    refused(&pod, &without, 2, &["n2", &pids[1].to_string()]);
+    std::fs::write(pod.folder.path().join("k"), "").unwrap();
+    let other = "[[node]]\nid = 2\nbackend=\"kvm\"\nkernel = \"k\"\ninitramfs = \"k\"\n";
+    let changed = whole.replace("[[node]]\nid = 2\n", other);
+    refused(&pod, &changed, 2, &["namespace", "kvm"]);
+    // Without its runtime folder a manager cannot know the nodes, but it can see them.
+    let (run, hidden) = (
+        pod.folder.path().join("run"),
+        pod.folder.path().join("hidden"),
+    );
+    std::fs::rename(&run, &hidden).unwrap();
+    refused(&pod, &whole, 4, &["--runtime-dir", "can write"]);
+    std::fs::remove_dir_all(&run).unwrap();
+    std::fs::rename(&hidden, &run).unwrap();
+    pod.start();
+    let after = pod.wait_joined(&[1, 1]);
+    let still: Vec<_> = after.nodes.iter().map(|node| node.pid.unwrap()).collect();
+    assert_eq!(still, pids);
 }
 
 #[test]

@@ -280,6 +280,8 @@ fn a_vmm_that_does_not_answer_is_killed_in_bounded_time() {
     for (generation, stop) in [(1, false), (2, true)] {
         let instance = bench.start("deaf", generation);
         bench.wait_for_stores();
+        // It listens: what follows is not the quick end of a VMM that cannot be reached.
+        wait_until("the bell", || instance.ring());
         if stop {
             let pid = nix::unistd::Pid::from_raw(instance.process().pid as i32);
             nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();

@@ -122,8 +122,8 @@ impl From<ManagerError> for Failure {
         let code = match &error {
             ManagerError::Runtime(RuntimeError::Locked { .. }) => 3,
             ManagerError::Runtime(RuntimeError::PathTooLong { .. }) => 2,
-            ManagerError::Stray { .. } => 2,
-            ManagerError::Memory(_) => 4,
+            ManagerError::Stray { .. } | ManagerError::OtherBackend { .. } => 2,
+            ManagerError::Memory(_) | ManagerError::StillMapped { .. } => 4,
             ManagerError::Runtime(_) | ManagerError::Io { .. } => 1,
         };
         Self::new(code, error)
@@ -147,20 +147,25 @@ fn main() -> ExitCode {
         eprintln!("lupin-fabricd: {error}");
         return ExitCode::from(namespace_init::FAILED);
     }
+    let log_is_elsewhere = cli.serve.log_file.is_some();
     match serve(cli.serve) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             log::error!("{}", failure.message);
-            // Whoever waits at the terminal reads it even if the log goes elsewhere.
-            eprintln!("lupin-fabricd: {}", failure.message);
+            if log_is_elsewhere {
+                // For whoever waits at the terminal, if it is still there.
+                let _ = writeln!(std::io::stderr(), "lupin-fabricd: {}", failure.message);
+            }
             ExitCode::from(failure.code)
         }
     }
 }
 
 fn serve(args: Serve) -> Result<(), Failure> {
-    let ready = args.ready_fd.map(adopt_ready_fd).transpose()?;
+    // First of all, while no descriptor of ours can have its number.
+    let ready = args.ready_fd.map(adopt_ready_fd).transpose();
     start_log(&args)?;
+    let ready = ready?;
     let file = args.pod_file.unwrap_or_default();
     let pod = Pod::load(&file).map_err(|e| Failure::new(2, e))?;
     pod.check_host(&HostLimits::of_this_host(&pod))

@@ -230,8 +230,12 @@ impl Core {
         if ending != Ending::Ran {
             detail.push_str(&last_words(&node.folder.console_tail(5)));
         }
-        log::warn!("{}: {detail}", node.spec);
-        node.detail = Some(detail);
+        if self.down_by_ns.is_some() {
+            log::debug!("{}: {detail}", node.spec);
+        } else {
+            log::warn!("{}: {detail}", node.spec);
+            node.detail = Some(detail);
+        }
         self.detected(id, exit.cause, ending, &exit.evidence);
     }
 }

@@ -29,13 +29,16 @@ mod state;
 mod watch;
 
 use std::io;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::memory::{Geometry, MemoryError, PodMemory};
 use crate::podfile::Pod;
 use crate::runtime::{RuntimeError, RuntimeFolder};
 use crate::sys::clock::monotonic_ns;
+use crate::sys::mappings;
+use crate::sys::process::Process;
 pub use handle::ManagerHandle;
 pub use state::Backends;
 use state::Core;
@@ -61,6 +64,30 @@ pub enum ManagerError {
         node: String,
         /// Its process.
         pid: u32,
+    },
+    /// A node runs and the pod file has another backend for it.
+    #[error(
+        "node {node:?} of this pod runs (process {pid}) with backend {found:?}, and the pod file says {expected:?}; bring the pod down before you change its nodes"
+    )]
+    OtherBackend {
+        /// The name of the node.
+        node: String,
+        /// Its process.
+        pid: u32,
+        /// Backend that it was started with.
+        found: String,
+        /// Backend of the pod file.
+        expected: &'static str,
+    },
+    /// Somebody has the pod memory mapped who is no node of this runtime folder.
+    #[error("{}: process {pid} ({command}) can write to this pod memory and is no node that this manager knows; was the pod started with another --runtime-dir? End the process first", path.display())]
+    StillMapped {
+        /// The pod memory.
+        path: PathBuf,
+        /// The process.
+        pid: u32,
+        /// Its command.
+        command: String,
     },
     /// A system call failed.
     #[error("cannot {action}: {source}")]
@@ -100,6 +127,8 @@ impl Manager {
         let takeover = runtime.is_takeover(pod_id);
         if takeover {
             refuse_strays(&runtime, &pod)?;
+        } else {
+            refuse_unknown_writers(&memory)?;
         }
         runtime.keep_pod_file(&pod.file)?;
         let pod = Arc::new(pod);
@@ -150,21 +179,50 @@ fn refuse_strays(runtime: &RuntimeFolder, pod: &Pod) -> Result<(), ManagerError>
     let entries = std::fs::read_dir(&folder).map_err(io_failed("list the folders of nodes"))?;
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if pod.nodes.iter().any(|node| node.name == name) {
-            continue;
-        }
         let Some(record) = runtime.node(&name)?.record() else {
             continue;
         };
-        let found = crate::sys::process::Process::find(record.process);
-        if found.map_err(io_failed("look for a process"))?.is_some() {
-            return Err(ManagerError::Stray {
-                node: name,
-                pid: record.process.pid,
-            });
+        let spec = pod.nodes.iter().find(|node| node.name == name);
+        if spec.is_some_and(|node| node.backend.name() == record.backend) {
+            continue;
         }
+        let found = Process::find(record.process);
+        if found.map_err(io_failed("look for a process"))?.is_none() {
+            continue;
+        }
+        let pid = record.process.pid;
+        return Err(match spec {
+            None => ManagerError::Stray { node: name, pid },
+            Some(node) => ManagerError::OtherBackend {
+                node: name,
+                pid,
+                found: record.backend,
+                expected: node.backend.name(),
+            },
+        });
     }
     Ok(())
+}
+
+/// Without a record of running nodes nobody may be able to store to the pod memory: a node that is
+/// not known cannot be fenced.
+fn refuse_unknown_writers(memory: &PodMemory) -> Result<(), ManagerError> {
+    let writers = memory
+        .inheritable()
+        .try_clone_to_owned()
+        .and_then(|file| std::fs::File::from(file).metadata())
+        .and_then(|metadata| mappings::writers(metadata.dev(), metadata.ino()))
+        .map_err(io_failed(
+            "look for processes that have the pod memory mapped",
+        ))?;
+    match writers.into_iter().next() {
+        None => Ok(()),
+        Some((pid, command)) => Err(ManagerError::StillMapped {
+            path: memory.path().into(),
+            pid,
+            command,
+        }),
+    }
 }
 
 fn io_failed<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> ManagerError {

@@ -3,8 +3,9 @@
 //! There is one writer at a time, the manager that holds the pod memory's lock.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use lupin_abi::event::{Cause, EVIDENCE_WORDS, Event, EventKind};
+use lupin_abi::event::{Cause, EVIDENCE_WORDS, Event, EventKind, FencePath};
 use lupin_abi::fabric::{FabricSection, NodeState, RING_SLOTS, RingRead};
 use lupin_abi::{Generation, NodeId};
 
@@ -113,16 +114,10 @@ impl Recorder {
             evidence: note.evidence,
         };
         let seq = self.fabric().append(&event);
+        let more = more(kind, &note);
         match node {
-            None => log::info!("[{seq}] {kind}, epoch {}", self.epoch),
-            Some(node) if note.cause == Cause::None => {
-                log::info!("[{seq}] node {node} generation {}: {kind}", note.new);
-            }
-            Some(node) => log::info!(
-                "[{seq}] node {node} generation {}: {kind} ({})",
-                note.new,
-                note.cause
-            ),
+            None => log::info!("[{seq}] {kind}: epoch {}", self.epoch),
+            Some(node) => log::info!("[{seq}] node {node} generation {}: {kind}{more}", note.new),
         }
     }
 
@@ -137,5 +132,32 @@ impl Recorder {
                     && event.node == node.get()
                     && event.old_generation == failed)
         })
+    }
+}
+
+/// The evidence of an event in a few words, for the log.
+fn more(kind: EventKind, note: &Note) -> String {
+    let [first, second, third, ..] = note.evidence;
+    let micros = |nanos: u64| Duration::from_micros(nanos / 1000);
+    match kind {
+        EventKind::NodeStarted | EventKind::NodeAdopted => format!(": process {first}"),
+        EventKind::NodeJoined => format!(" after {:?}", micros(first)),
+        EventKind::FailureDetected | EventKind::NodeDown | EventKind::JoinTimeout => {
+            format!(": {}", note.cause)
+        }
+        EventKind::Fenced => {
+            let path = u32::try_from(first).ok().and_then(FencePath::from_raw);
+            let path = path.map_or("?", FencePath::name);
+            let slots = if third > 0 {
+                format!(" ({third})")
+            } else {
+                String::new()
+            };
+            format!(": {path}{slots} in {:?}", micros(second))
+        }
+        EventKind::GenerationRaised => format!(" from {}", note.old),
+        EventKind::Rung => format!(": {first} nodes in {:?}", micros(second)),
+        EventKind::NodeRestarting => format!(" in {first} ms"),
+        _ => String::new(),
     }
 }

@@ -10,6 +10,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use lupin_abi::fabric::FabricSection;
 use lupin_abi::layout::{HEADER_SIZE, INSTANCES_SIZE, NODE_SIZE};
 use lupin_abi::{NodeId, PodHeader, SectionKind};
 
@@ -67,6 +68,20 @@ fn write(path: &Path, file: &File, geometry: &Geometry) -> Result<(), MemoryErro
     file.set_len(0)
         .and_then(|()| file.set_len(header.total_size()))
         .map_err(failed(path, "give the pod memory its size"))?;
+    // But what the manager itself stores to must not fail later on a full disk: that would be a
+    // SIGBUS in the manager.
+    nix::fcntl::fallocate(
+        file,
+        nix::fcntl::FallocateFlags::empty(),
+        0,
+        size_of::<FabricSection>() as i64,
+    )
+    .or_else(|e| match e {
+        // The file system cannot promise; the check for free space must do.
+        nix::errno::Errno::EOPNOTSUPP => Ok(()),
+        e => Err(e),
+    })
+    .map_err(|e| failed(path, "reserve room for the fabric section")(e.into()))?;
     for node in (1..=header.node_capacity()).filter_map(NodeId::new) {
         if let Some(range) = header.node(node) {
             let section = header.encode_section(SectionKind::Node, node.get(), NODE_SIZE);

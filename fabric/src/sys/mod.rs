@@ -1,6 +1,7 @@
 //! What the manager asks of Linux: processes that cannot be mistaken for others, and time.
 
 pub mod clock;
+pub mod mappings;
 pub mod process;
 pub mod spawn;
 pub mod threads;

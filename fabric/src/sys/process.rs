@@ -116,8 +116,8 @@ impl Process {
         }
     }
 
-    /// Takes the last word of a child that is gone. `None` for the child of another manager,
-    /// which its reaper has taken, and for a process that is not gone.
+    /// How the process ended, and takes it from the kernel's table if it was our child. `None` for
+    /// a process that is not gone, and before Linux 6.15 for the child of another manager.
     pub fn reap(&self) -> Option<Ended> {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
         loop {
@@ -127,11 +127,51 @@ impl Process {
                     return Some(Ended::Signal(signal as i32));
                 }
                 Err(Errno::EINTR) => {}
+                Err(Errno::ECHILD) => return self.exit_info(),
                 Ok(_) | Err(_) => return None,
             }
         }
     }
 }
+
+impl Process {
+    /// What a pidfd that was open when the process ended still knows of it.
+    fn exit_info(&self) -> Option<Ended> {
+        let mut info = PidfdInfo {
+            mask: PIDFD_INFO_EXIT,
+            rest: [0; 13],
+            exit_code: 0,
+        };
+        // SAFETY: the request's number holds the size of the structure that it fills, and `info`
+        // has this size; a kernel without it fails with ENOTTY.
+        let result = unsafe { libc::ioctl(self.pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
+        if result != 0 || info.mask & PIDFD_INFO_EXIT == 0 {
+            return None;
+        }
+        let status = info.exit_code;
+        if libc::WIFEXITED(status) {
+            Some(Ended::Code(libc::WEXITSTATUS(status)))
+        } else {
+            libc::WIFSIGNALED(status).then(|| Ended::Signal(libc::WTERMSIG(status)))
+        }
+    }
+}
+
+/// `struct pidfd_info` of the kernel, in its first published size.
+#[repr(C)]
+struct PidfdInfo {
+    mask: u64,
+    /// Cgroup, ids, credentials: not asked for.
+    rest: [u32; 13],
+    exit_code: i32,
+}
+
+const _: () = assert!(size_of::<PidfdInfo>() == 64);
+
+/// Ask for the exit code of a process that is gone.
+const PIDFD_INFO_EXIT: u64 = 1 << 3;
+/// `_IOWR(0xff, 11, struct pidfd_info)`.
+const PIDFD_GET_INFO: libc::Ioctl = (3 << 30) | (64 << 16) | (0xff << 8) | 11;
 
 impl AsFd for Process {
     /// The pidfd: readable when the process is gone.
@@ -194,10 +234,39 @@ mod tests {
         assert!(start_time(name.pid).is_some());
         assert!(Process::find(name).unwrap().is_none());
         assert_eq!(process.reap(), Some(Ended::Signal(9)));
-        assert_eq!(process.reap(), None);
+        // Taken; newer kernels still tell.
+        assert!(matches!(process.reap(), None | Some(Ended::Signal(9))));
         process.kill().unwrap();
         assert!(Process::find(name).unwrap().is_none());
         let _ = child.wait();
+    }
+
+    #[test]
+    fn the_end_of_a_process_that_is_not_our_child_is_known_where_the_kernel_tells() {
+        let mut parent = Command::new("sh")
+            .args([
+                "-c",
+                "exec 3<&0; sh -c 'read x <&3; exit 7' & echo $!; wait",
+            ])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut reader = std::io::BufReader::new(parent.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut reader, &mut line).unwrap();
+        let pid = line.trim().parse().unwrap();
+        let name = ProcessName {
+            pid,
+            start_time: start_time(pid).unwrap(),
+        };
+        let process = Process::find(name).unwrap().unwrap();
+        assert_eq!(process.reap(), None, "it is not gone");
+        drop(parent.stdin.take());
+        parent.wait().unwrap();
+        assert!(process.wait_gone(None));
+        let ended = process.reap();
+        assert!(matches!(ended, None | Some(Ended::Code(7))), "{ended:?}");
     }
 
     #[test]

@@ -60,6 +60,10 @@ pub fn hold(program: &Program<'_>) -> io::Result<Held> {
     }
     let mut variables = Vec::new();
     for (key, value) in std::env::vars_os() {
+        // Addressed to the manager by its service manager, not to nodes.
+        if key == "NOTIFY_SOCKET" {
+            continue;
+        }
         let mut variable = key;
         variable.push("=");
         variable.push(value);

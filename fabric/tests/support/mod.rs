@@ -52,13 +52,21 @@ unsafe impl Sync for Mapped {}
 
 impl Mapped {
     pub fn of_fd(fd: RawFd) -> Self {
+        Self::with(fd, libc::PROT_READ | libc::PROT_WRITE)
+    }
+
+    pub fn read_only(fd: RawFd) -> Self {
+        Self::with(fd, libc::PROT_READ)
+    }
+
+    fn with(fd: RawFd, protection: i32) -> Self {
         let map = |len: usize| {
             // SAFETY: a new mapping; the tests touch it through atomics only.
             let base = unsafe {
                 libc::mmap(
                     std::ptr::null_mut(),
                     len,
-                    libc::PROT_READ | libc::PROT_WRITE,
+                    protection,
                     libc::MAP_SHARED,
                     fd,
                     0,
