@@ -46,7 +46,7 @@ pub(crate) enum DemoError {
     Image(#[from] ImageError),
     #[error(transparent)]
     Nested(#[from] NestedError),
-    #[error("cannot make a temporary folder: {0}")]
+    #[error("cannot fill a temporary folder: {0}")]
     Folder(io::Error),
     #[error("backend kvm: /dev/kvm cannot run guests here: {0}; try --backend nested")]
     NoKvm(String),
@@ -91,6 +91,8 @@ pub(crate) fn run(args: &DemoArgs) -> Result<u8, DemoError> {
 
 /// What the story works with: files of this machine.
 struct Parts {
+    /// A copy of this program: cargo may replace the file that it was started from.
+    storyteller: PathBuf,
     bin_dir: PathBuf,
     text: PathBuf,
     /// Kernel and image of guests.
@@ -105,6 +107,8 @@ impl Parts {
         bin_dir: &Path,
         folder: &Path,
     ) -> Result<Self, DemoError> {
+        let storyteller = folder.join("xtask");
+        fs::copy(host::this_program(), &storyteller).map_err(DemoError::Folder)?;
         let text = cache.text();
         let megabytes = fs::metadata(&text).map_or(0.0, |text| text.len() as f64 / 1e6);
         say!("the text: the Free On-line Dictionary of Computing, {megabytes:.1} MB of English");
@@ -118,6 +122,7 @@ impl Parts {
             Some((kernel.image().into(), image))
         };
         Ok(Self {
+            storyteller,
             bin_dir: bin_dir.into(),
             text,
             guest,
@@ -127,7 +132,7 @@ impl Parts {
 
 /// Tells the story on this machine, in a process of its own that cleans up after itself.
 fn tell_here(args: &DemoArgs, backend: Backend, parts: &Parts) -> Result<u8, DemoError> {
-    let mut command = host::as_root(&this_program_by_name());
+    let mut command = host::as_root(&parts.storyteller);
     command
         .args(["story", "--nodes", &args.nodes.to_string()])
         .arg("--bin-dir")
@@ -199,9 +204,4 @@ fn tell_nested(args: &DemoArgs, parts: &Parts) -> Result<u8, DemoError> {
     }
     say!("booting the nested host; everything in it is emulated, so times are long");
     Ok(nested::run(&job).map(Ending::status)?)
-}
-
-/// The path of this program; sudo does not understand `/proc/self/exe`.
-fn this_program_by_name() -> PathBuf {
-    std::env::current_exe().unwrap_or_else(|_| host::this_program().into())
 }
