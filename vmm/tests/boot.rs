@@ -26,6 +26,22 @@ fn a_kernel_boots_on_two_cpus_and_powers_off() {
     assert_eq!(guest.last_words().status, ExitStatus::PowerOff);
 }
 
+/// RAM on both sides of the PCI window.
+#[test]
+#[ignore = "needs a KVM that runs stock kernels"]
+fn memory_continues_above_4_gib() {
+    if lupin_vmm::memory::ram::host_total() < 6 << 30 {
+        println!("skipped: the host has less than 6 GiB");
+        return;
+    }
+    let mut guest = Guest::boot(&["--memory", "size=5G"], "");
+    let total = guest.run("grep MemTotal /proc/meminfo");
+    let kib: u64 = total.split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!(kib > 4800 << 10, "{total}");
+    guest.start("poweroff -f");
+    assert_eq!(guest.last_words().status, ExitStatus::PowerOff);
+}
+
 #[test]
 #[ignore = "needs a KVM that runs stock kernels"]
 fn a_reboot_is_a_reset() {

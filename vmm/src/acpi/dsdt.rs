@@ -7,6 +7,7 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 
+use super::numa::LOCAL;
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::arch::layout::{
     PCI_BUS_COUNT, PCI_ECAM_SIZE, PCI_ECAM_START, PCI_MMIO_SIZE, PCI_MMIO_START, PM1A_EVENT_PORT,
@@ -38,6 +39,8 @@ fn system_bus(sink: &mut dyn AmlSink) {
     let pci_segment = Name::new("_SEG".into(), &zero);
     let pci_uid = Name::new("_UID".into(), &zero);
     let pci_bus = Name::new("_BBN".into(), &zero);
+    // Next to the processors, not to pod memory.
+    let pci_proximity = Name::new("_PXM".into(), &LOCAL);
     let buses = AddressSpace::new_bus_number(0u16, u16::from(PCI_BUS_COUNT) - 1);
     let config = IO::new(PCI_CONFIG_PORT, PCI_CONFIG_PORT, 1, PCI_CONFIG_PORTS);
     let ports_low = AddressSpace::new_io(0u16, PCI_CONFIG_PORT - 1, None);
@@ -62,6 +65,7 @@ fn system_bus(sink: &mut dyn AmlSink) {
             &pci_segment,
             &pci_uid,
             &pci_bus,
+            &pci_proximity,
             &pci_crs,
         ],
     );

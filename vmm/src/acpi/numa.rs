@@ -8,7 +8,7 @@ use super::{AcpiSpec, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::arch::layout::Range;
 
 /// Proximity domain of processors and RAM.
-const LOCAL: u32 = 0;
+pub(super) const LOCAL: u32 = 0;
 /// Proximity domain of pod memory.
 const POD: u32 = 1;
 /// SLIT distance of a directly attached CXL device; 10 is local, 20 the other socket.

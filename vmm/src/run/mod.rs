@@ -105,19 +105,31 @@ pub fn run(args: &RunArgs) -> ExitStatus {
     outcome.status
 }
 
-/// SIGTERM, SIGINT and SIGHUP (the terminal is gone) end the run.
+/// SIGTERM and SIGINT end the run, and SIGHUP (the terminal is gone) unless whoever started us
+/// had it ignored.
 fn watch_signals(outcome: Arc<OutcomeSlot>) -> io::Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    if !is_ignored(SIGHUP)? {
+        signals.add_signal(SIGHUP)?;
+    }
     thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
             for signal in signals.forever() {
                 let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
-                outcome.report(Outcome::new(
-                    ExitStatus::Stopped,
-                    format!("stopped by {name}"),
-                ));
+                let detail = format!("stopped by {name}");
+                outcome.report(Outcome::new(ExitStatus::Stopped, detail));
             }
         })?;
     Ok(())
+}
+
+fn is_ignored(signal: i32) -> io::Result<bool> {
+    // SAFETY: `sigaction` is plain data, for which all-zero is valid.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: a null new action changes nothing; the other pointer is to a live `sigaction`.
+    if unsafe { libc::sigaction(signal, std::ptr::null(), &mut action) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(action.sa_sigaction == libc::SIG_IGN)
 }
