@@ -142,6 +142,7 @@ pub fn run(args: &StoryArgs) -> io::Result<bool> {
     let raised = old.generation + 1;
     pod.wait_event(EventKind::Rung, victim, raised, Duration::from_secs(30))?;
     let after = exec_status(&pod, &[])?;
+    let after_ns = monotonic_ns()?;
     narrator.say(format!("the job after the kill, seen from node 1: {after}"));
 
     let mut survivors_ok = true;
@@ -151,6 +152,7 @@ pub fn run(args: &StoryArgs) -> io::Result<bool> {
         survivors_ok &= node == victim || output.success;
     }
     let done = wait_for(&pod, 100)?;
+    let done_ns = monotonic_ns()?;
     narrator.say(format!("the job is over: {done}"));
 
     narrator.say(format!("waiting for node {victim} to come back"));
@@ -162,7 +164,14 @@ pub fn run(args: &StoryArgs) -> io::Result<bool> {
 
     narrator.say("== what happened, from the pod's own records ==");
     let timeline = Timeline::find(&events, victim, killed_ns).map_err(io::Error::other)?;
-    print!("{}", timeline.words());
+    let seen = [
+        (
+            after_ns,
+            format!("the job went on, seen from node 1: {after}"),
+        ),
+        (done_ns, format!("the job is over: {done}")),
+    ];
+    print!("{}", timeline.words(&seen));
     let order = timeline.check();
 
     narrator.say(format!(
@@ -321,16 +330,16 @@ fn exec_status(pod: &Pod, extra: &[&str]) -> io::Result<Progress> {
     let mut argv = vec!["lupin-wordcount", "status", "--job", JOB, "--json"];
     argv.extend_from_slice(extra);
     let json: serde_json::Value = serde_json::from_str(&pod.exec_ok(1, &argv)?)?;
-    let number = |key: &str| {
-        let missing = || io::Error::other(format!("`status --json` shows no `{key}`: {json}"));
-        json[key].as_u64().ok_or_else(missing)
+    let number = |value: &serde_json::Value| {
+        let missing = || io::Error::other(format!("`status --json` is not understood: {json}"));
+        value.as_u64().ok_or_else(missing)
     };
-    let percent = number("percent")?;
-    let text = format!(
-        "{percent} % done, {} of {} units",
-        number("done")?,
-        number("units")?
-    );
+    let percent = number(&json["percent"])?;
+    let phase = |name: &str| -> io::Result<String> {
+        let (done, units) = (number(&json[name]["done"])?, number(&json[name]["units"])?);
+        Ok(format!("{done} of {units} {name} units"))
+    };
+    let text = format!("{percent} % done: {}, {}", phase("map")?, phase("reduce")?);
     Ok(Progress { percent, text })
 }
 

@@ -13,6 +13,7 @@ pub struct Timeline {
     fenced: Event,
     raised: Event,
     rung: Event,
+    started: Option<Event>,
     /// Absent while the node is still booting.
     joined: Option<Event>,
 }
@@ -38,6 +39,7 @@ impl Timeline {
             fenced: need(EventKind::Fenced)?,
             raised: need(EventKind::GenerationRaised)?,
             rung: need(EventKind::Rung)?,
+            started: after(EventKind::NodeStarted),
             joined: after(EventKind::NodeJoined),
         })
     }
@@ -77,57 +79,64 @@ impl Timeline {
         }
     }
 
-    /// The failure in plain words, one line a step, times since the kill.
-    pub fn words(&self) -> String {
-        let at = |e: &Event| millis(e.time_ns.saturating_sub(self.killed_ns));
-        let mut out = String::new();
-        let mut line = |time: String, record: String, text: String| {
-            let _ = writeln!(out, "  {time:>12}  {record:<10} {text}");
-        };
-        let record = |e: &Event| format!("record {}", e.seq);
-        line(
-            millis(0),
-            String::new(),
-            format!("node {} is killed with SIGKILL", self.detected.node),
-        );
-        line(
-            at(&self.detected),
-            record(&self.detected),
-            format!("the manager knows: {}", signal(self.detected.cause)),
-        );
+    /// The failure in plain words, one line a step, times since the kill. `seen` are things that
+    /// somebody else saw, with the host's monotonic time.
+    pub fn words(&self, seen: &[(u64, String)]) -> String {
+        let record = |e: &Event, text: String| (e.time_ns, format!("record {}", e.seq), text);
         let path = match FencePath::from_raw(self.fenced.evidence[0] as u32) {
             Some(FencePath::Exited) => "its process is gone with all its threads",
             Some(FencePath::Memslots) => "its pod memslots are deleted",
             Some(FencePath::Killed) => "it was killed and all its threads are gone",
-            None => "fenced",
+            None => "by a path that this version does not know",
         };
-        line(
-            at(&self.fenced),
-            record(&self.fenced),
-            format!("fenced: {path}; it can store nothing more"),
-        );
-        line(
-            at(&self.raised),
-            record(&self.raised),
-            format!(
-                "generation {} -> {}: every lock and claim of the old life is free to take",
-                self.raised.old_generation, self.raised.generation
+        let node = self.detected.node;
+        let (old, new) = (self.raised.old_generation, self.raised.generation);
+        let mut lines = vec![
+            (
+                self.killed_ns,
+                String::new(),
+                format!("node {node} is killed with SIGKILL"),
             ),
+            record(
+                &self.detected,
+                format!("the manager knows: {}", signal(self.detected.cause)),
+            ),
+            record(
+                &self.fenced,
+                format!("fenced: {path}; it can store nothing more"),
+            ),
+            record(
+                &self.raised,
+                format!("generation {old} -> {new}: every lock and claim of the old life is free"),
+            ),
+            record(
+                &self.rung,
+                format!("the {} other nodes were rung", self.rung.evidence[0]),
+            ),
+        ];
+        lines.extend(
+            self.started
+                .iter()
+                .map(|e| record(e, format!("node {node} is started again"))),
         );
-        line(
-            at(&self.rung),
-            record(&self.rung),
-            format!("the {} other nodes were rung", self.rung.evidence[0]),
-        );
-        if let Some(joined) = &self.joined {
-            line(
-                at(joined),
-                record(joined),
+        lines.extend(self.joined.iter().map(|e| {
+            record(
+                e,
                 format!(
-                    "node {} is back and joined as generation {}",
-                    joined.node, joined.generation
+                    "node {node} is back and joined as generation {}",
+                    e.generation
                 ),
-            );
+            )
+        }));
+        lines.extend(
+            seen.iter()
+                .map(|(ns, text)| (*ns, String::new(), text.clone())),
+        );
+        lines.sort_by_key(|(ns, ..)| *ns);
+        let mut out = String::new();
+        for (ns, record, text) in lines {
+            let time = millis(ns.saturating_sub(self.killed_ns));
+            let _ = writeln!(out, "  {time:>12}  {record:<10} {text}");
         }
         out
     }
@@ -187,7 +196,14 @@ mod tests {
     fn the_right_order_passes_and_is_told() {
         let timeline = Timeline::find(&failure(), 2, 1000).unwrap();
         timeline.check().unwrap();
-        let words = timeline.words();
+        let words = timeline.words(&[(1006, "the job goes on".into())]);
+        let at = |text: &str| {
+            words
+                .find(text)
+                .unwrap_or_else(|| panic!("no {text}: {words}"))
+        };
+        assert!(at("the manager knows") < at("the job goes on"), "{words}");
+        assert!(at("the job goes on") < at("were rung"), "{words}");
         assert!(words.contains("generation 1 -> 2"), "{words}");
     }
 

@@ -1,7 +1,9 @@
 //! `pod down`: ending a pod.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
+
+use lupin_fabric::sys::process::{Process, ProcessName, start_time};
 
 use super::place::Place;
 use super::text::span;
@@ -13,15 +15,13 @@ pub(super) fn down(base: &Path, args: &DownArgs) -> Result<i32, Failure> {
     let failed = |e| Failure::of_client(&place, &e);
     let began = Instant::now();
     let before = client.status().map_err(failed)?;
+    let manager = process(before.manager_pid);
     client.down(args.grace).map_err(failed)?;
-    // The connection ends first, the process shortly after.
-    let manager = Path::new("/proc").join(before.manager_pid.to_string());
+    // The connection ends first, the process shortly after. It may stay a zombie for as long as
+    // its parent likes, so its pidfd is asked and not its pid.
     let mut ended = client.wait_end(args.timeout).map_err(failed)?;
-    while ended && manager.exists() {
-        if began.elapsed() > args.timeout {
-            ended = false;
-        }
-        std::thread::sleep(Duration::from_millis(5));
+    if let (true, Some(manager)) = (ended, &manager) {
+        ended = manager.wait_gone(Some(args.timeout.saturating_sub(began.elapsed())));
     }
     if !ended {
         let left: Vec<_> = place
@@ -52,4 +52,12 @@ pub(super) fn down(base: &Path, args: &DownArgs) -> Result<i32, Failure> {
         span(began.elapsed().as_nanos() as u64)
     );
     Ok(status::OK)
+}
+
+/// A handle on a process that runs now; `None` if it has just ended.
+fn process(pid: u32) -> Option<Process> {
+    let start_time = start_time(pid)?;
+    Process::find(ProcessName { pid, start_time })
+        .ok()
+        .flatten()
 }
