@@ -180,9 +180,12 @@ fn tell_nested(args: &DemoArgs, parts: &Parts) -> Result<u8, DemoError> {
         "2000",
         "--join-timeout-ms",
         "180000",
-        // It is slow enough to be killed in the middle of its work.
+        // It is slow enough to be killed in the middle of its work, early, for a look at the
+        // job takes a while too.
         "--linger-ms",
         "0",
+        "--kill-at",
+        "8",
         "--nodes",
     ]
     .map(str::to_owned)

@@ -77,6 +77,9 @@ impl Machine {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::from(OwnedFd::from(errors_inside)));
+        if let Ok(more) = std::env::var("LUPIN_NESTED_QEMU_ARGS") {
+            command.args(more.split_whitespace());
+        }
         keep_open(
             &mut command,
             [

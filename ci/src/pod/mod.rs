@@ -81,6 +81,8 @@ impl PodSpec {
             "[heartbeat]\ndeadline_ms = {}\njoin_timeout_ms = {}\n",
             self.deadline_ms, self.join_timeout_ms
         ));
+        // Where beats may be late, fences are slow, too.
+        line(format!("[fence]\ntimeout_ms = {}\n", self.deadline_ms));
         line("[defaults]".into());
         match &self.guest {
             None => line("backend = \"namespace\"".into()),

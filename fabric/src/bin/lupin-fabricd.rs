@@ -79,10 +79,6 @@ struct Serve {
     #[arg(long, value_name = "PROGRAM", env = "LUPIN_GUEST_AGENT")]
     agent: Option<PathBuf>,
 
-    /// How long a VMM may take to delete the memslots of a failed node before it is killed.
-    #[arg(long, value_name = "MS", default_value_t = 200)]
-    fence_timeout_ms: u64,
-
     /// How long processes have to end by themselves when the pod is brought down by a signal.
     #[arg(long, value_name = "MS", default_value_t = 5000)]
     grace_ms: u64,
@@ -174,7 +170,7 @@ fn serve(args: Serve) -> Result<(), Failure> {
     let backends = Backends {
         kvm: Arc::new(VmmPower {
             program: beside("lupin-vmm", args.vmm.as_deref()),
-            fence_bound: Duration::from_millis(args.fence_timeout_ms),
+            fence_bound: pod.fence_timeout,
         }),
         namespace: Arc::new(NamespacePower {
             init,

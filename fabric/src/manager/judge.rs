@@ -8,7 +8,7 @@
 //! * From that the time is taken off in which a thread that runs the node's code (virtual CPU,
 //!   agent thread) waited for a CPU of the host. The kernel's account of a wait grows only when
 //!   the wait is over, so a thread that is runnable and has not run since the last look counts
-//!   as waiting all that time.
+//!   as waiting all that time; so does one that the host blocked, in a page fault for example.
 //!
 //! So a starved node is not a dead node; a stopped one (no run, no wait) is hung like one that
 //! spins. Half-way to the deadline a node is rung once: an idle one that lost an interrupt wakes
@@ -141,7 +141,7 @@ fn starved_ns(before: &ThreadTimes, now: &ThreadTimes, passed: u64) -> u64 {
         return waited.min(passed);
     }
     let ran = now.run_ns > before.run_ns;
-    if before.runnable && now.runnable && !ran {
+    if before.up_to_host && now.up_to_host && !ran {
         passed
     } else {
         0
@@ -164,12 +164,12 @@ mod tests {
         Judge::new(&heartbeat, 0, 1)
     }
 
-    fn thread(run_ms: u64, delay_ms: u64, runnable: bool) -> ThreadTimes {
+    fn thread(run_ms: u64, delay_ms: u64, up_to_host: bool) -> ThreadTimes {
         ThreadTimes {
             tid: 7,
             run_ns: run_ms * MS,
             delay_ns: delay_ms * MS,
-            runnable,
+            up_to_host,
         }
     }
 

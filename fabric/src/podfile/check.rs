@@ -97,6 +97,8 @@ pub(super) fn check(raw: raw::PodFile, file: &Path) -> Result<Pod, PodFileError>
     check_name(&complain, "name", &raw.name, MAX_POD_NAME)?;
     let base = base_of(file);
     let heartbeat = check_heartbeat(&complain, &raw.heartbeat)?;
+    let fence_ms = raw.fence.timeout_ms;
+    let fence_timeout = check_ms(&complain, "fence.timeout_ms", fence_ms, 1, 60_000, 200)?;
     let nodes = check_nodes(&complain, &raw, &base)?;
     let highest = nodes.last().map_or(0, |node| node.id.get());
     let memory = check_memory(&complain, &raw.memory, &base, highest)?;
@@ -126,6 +128,7 @@ pub(super) fn check(raw: raw::PodFile, file: &Path) -> Result<Pod, PodFileError>
         name: raw.name,
         memory,
         heartbeat,
+        fence_timeout,
         nodes,
     })
 }
@@ -181,17 +184,36 @@ fn check_memory(
     })
 }
 
+/// A number of milliseconds between two bounds.
+fn check_ms(
+    complain: &Complaint<'_>,
+    key: &str,
+    value: u64,
+    least: u64,
+    most: u64,
+    default: u64,
+) -> Result<Duration, PodFileError> {
+    if (least..=most).contains(&value) {
+        return Ok(Duration::from_millis(value));
+    }
+    let problem = format!("it must be {least} to {most} milliseconds");
+    let advice = format!("leave it out for the default of {default}");
+    Err(complain.about(key, value, problem, advice))
+}
+
 fn check_heartbeat(
     complain: &Complaint<'_>,
     raw: &raw::Heartbeat,
 ) -> Result<Heartbeat, PodFileError> {
-    let within = |key: &str, value: u64, least: u64, most: u64, default: u64| {
-        if (least..=most).contains(&value) {
-            return Ok(Duration::from_millis(value));
-        }
-        let problem = format!("it must be {least} to {most} milliseconds");
-        let advice = format!("leave it out for the default of {default}");
-        Err(complain.about(format_args!("heartbeat.{key}"), value, problem, advice))
+    let within = |key: &str, value, least, most, default| {
+        check_ms(
+            complain,
+            &format!("heartbeat.{key}"),
+            value,
+            least,
+            most,
+            default,
+        )
     };
     let heartbeat = Heartbeat {
         period: within("period_ms", raw.period_ms, 1, 1_000, 8)?,

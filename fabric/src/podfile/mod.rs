@@ -36,6 +36,8 @@ pub struct Pod {
     pub memory: Memory,
     /// How often nodes show that they live, and how long they may be silent.
     pub heartbeat: Heartbeat,
+    /// How long a VMM may take to fence its guest before it is killed.
+    pub fence_timeout: Duration,
     /// The nodes, by id.
     pub nodes: Vec<Node>,
 }

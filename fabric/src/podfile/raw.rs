@@ -12,6 +12,8 @@ pub(super) struct PodFile {
     #[serde(default)]
     pub heartbeat: Heartbeat,
     #[serde(default)]
+    pub fence: Fence,
+    #[serde(default)]
     pub defaults: Settings,
     #[serde(default, rename = "node")]
     pub nodes: Vec<Node>,
@@ -43,6 +45,18 @@ impl Default for Heartbeat {
             deadline_ms: 100,
             join_timeout_ms: 60_000,
         }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Fence {
+    pub timeout_ms: u64,
+}
+
+impl Default for Fence {
+    fn default() -> Self {
+        Self { timeout_ms: 200 }
     }
 }
 

@@ -60,6 +60,7 @@ impl VmmPower {
             fence_bound: self.fence_bound,
             greeting: OnceLock::new(),
             ended: OnceLock::new(),
+            quitting: OnceLock::new(),
         });
         // The VMM listens some time after its start; the manager's loop cannot wait for it.
         let weak = Arc::downgrade(&instance);
@@ -221,6 +222,7 @@ struct VmmInstance {
     fence_bound: Duration,
     greeting: OnceLock<Greeting>,
     ended: OnceLock<Option<Ended>>,
+    quitting: OnceLock<Control>,
 }
 
 impl VmmInstance {
@@ -321,10 +323,14 @@ impl Instance for VmmInstance {
     }
 
     fn quit(&self) {
-        let sent = Control::connect(&self.folder.control_socket())
-            .and_then(|control| control.send(&Request::Quit));
-        if sent.is_err() {
-            self.kill();
+        let sent = Control::connect(&self.folder.control_socket()).and_then(|control| {
+            control.send(&Request::Quit)?;
+            Ok(control)
+        });
+        match sent {
+            // Kept open: the VMM answers before it exits, and nobody need wait for that.
+            Ok(control) => drop(self.quitting.set(control)),
+            Err(_) => self.kill(),
         }
     }
 

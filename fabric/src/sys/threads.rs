@@ -13,8 +13,9 @@ pub struct ThreadTimes {
     pub run_ns: u64,
     /// Runnable, but waiting for a CPU. The kernel adds a wait only when it is over.
     pub delay_ns: u64,
-    /// Runnable at this moment, on a CPU or waiting for one.
-    pub runnable: bool,
+    /// Runnable at this moment (on a CPU or waiting for one), or in an uninterruptible wait such
+    /// as a page fault that reads from disk: whether it goes on is up to the host.
+    pub up_to_host: bool,
 }
 
 /// The ids of a process's threads; empty if it is gone.
@@ -33,12 +34,12 @@ pub fn times(pid: u32, tid: u32) -> Option<ThreadTimes> {
     let schedstat = fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).ok()?;
     let (run_ns, delay_ns) = parse_schedstat(&schedstat)?;
     let stat = fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
-    let runnable = stat_fields(&stat)?.next()? == "R";
+    let up_to_host = matches!(stat_fields(&stat)?.next()?, "R" | "D");
     Some(ThreadTimes {
         tid,
         run_ns,
         delay_ns,
-        runnable,
+        up_to_host,
     })
 }
 
