@@ -11,6 +11,7 @@ mod events;
 mod exec;
 mod place;
 mod ps;
+mod record;
 mod text;
 mod timeline;
 mod up;
@@ -93,7 +94,8 @@ struct PsArgs {
 
 /// Shows what happened in a pod: nodes started, joined, failed, fenced, restarted.
 ///
-/// Times are relative to the first event shown.
+/// Times are relative to the first event shown. The record is kept in pod memory: for a pod that
+/// does not run, name its pod file.
 #[derive(Debug, Args)]
 struct EventsArgs {
     /// Pod file or name.

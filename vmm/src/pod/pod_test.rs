@@ -185,6 +185,31 @@ fn commands_end_with_the_status_that_the_help_promises() {
 }
 
 #[test]
+fn the_record_outlives_the_manager() {
+    let mut bench = bench();
+    bench.server = None;
+    let file = bench.pod_file();
+    assert_eq!(bench.run(&["events", &file]), status::NOT_RUNNING);
+    let header = lupin_abi::PodHeader::new(7, "demo", 1, 4 << 20, 2 << 20).unwrap();
+    let mut bytes = vec![0; header.total_size() as usize];
+    bytes[..256].copy_from_slice(&header.encode());
+    let memory = bench.base.path().join("demo.pod");
+    std::fs::write(&memory, &bytes).unwrap();
+    assert_eq!(bench.run(&["events", &file, "--json"]), status::OK);
+    assert_eq!(bench.run(&["events", &file, "--node", "n1"]), status::OK);
+    assert_eq!(
+        bench.run(&["events", &file, "--node", "n2"]),
+        status::WRONG_STATE
+    );
+    // Following needs somebody who writes.
+    assert_eq!(bench.run(&["events", &file, "-f"]), status::NOT_RUNNING);
+    for broken in [&bytes[..300], b"my diary"] {
+        std::fs::write(&memory, broken).unwrap();
+        assert_eq!(bench.run(&["events", &file]), status::NOT_RUNNING);
+    }
+}
+
+#[test]
 fn a_pod_is_found_by_file_or_name_or_the_answer_says_what_was_tried() {
     let bench = bench();
     let find = |given: &str| Place::find(bench.base.path(), given.as_ref());

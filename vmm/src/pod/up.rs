@@ -30,6 +30,8 @@ const JOIN_SLACK: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// Between lines that say that nothing changed.
 const PATIENCE_LINE_EVERY: Duration = Duration::from_secs(10);
+/// How long a node may have joined without its time to join being known.
+const SETTLE_NS: u64 = 500_000_000;
 /// What a VMM says, in the node's folder.
 const VMM_LOG: &str = "vmm.log";
 /// A node that fails this often before it joins is not worth waiting for.
@@ -100,8 +102,9 @@ pub(super) fn up(base: &Path, args: &UpArgs) -> Result<i32, Failure> {
     let patience = Duration::from_millis(first.join_timeout_ms) + JOIN_SLACK;
     let mut pod = first;
     loop {
-        progress.tell(&pod);
-        if pod.nodes.iter().all(|node| node.state == NodeState::Joined) {
+        let all_told = progress.tell(&pod);
+        let joined = |node: &NodeStatus| node.state == NodeState::Joined;
+        if all_told && pod.nodes.iter().all(joined) {
             eprintln!(
                 "pod {} is up: {} in {}",
                 pod.pod,
@@ -262,9 +265,17 @@ impl Progress {
         }
     }
 
-    /// Prints what changed.
-    fn tell(&mut self, pod: &PodStatus) {
+    /// Prints what changed; whether that was everything.
+    fn tell(&mut self, pod: &PodStatus) -> bool {
+        let mut all_told = true;
         for node in &pod.nodes {
+            // The table says that a node has joined a moment before the manager says how long
+            // it took; of a node that was taken over, it never does.
+            let settled = node.joined_in_ns.is_some() || node.in_state_ns > SETTLE_NS;
+            if node.state == NodeState::Joined && !settled {
+                all_told = false;
+                continue;
+            }
             let now = (node.state, node.generation);
             if self.told.insert(node.id, now) != Some(now)
                 && let Some(line) = news(node)
@@ -287,6 +298,7 @@ impl Progress {
                 self.start.elapsed().as_secs()
             );
         }
+        all_told
     }
 
     /// The nodes that will not join: they stay down, had their time in this wait, or fail again
