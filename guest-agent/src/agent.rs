@@ -26,6 +26,7 @@ use crate::identity::{Identity, IdentityError};
 use crate::init::{DEFAULT_GRACE, Role, Shutdown, reap};
 use crate::link::Link;
 use crate::memory::{Attaching, Backend, MemoryError, PodMemory};
+use crate::notify::notify;
 use crate::poll::{Poller, Source};
 use crate::segments::Segments;
 use crate::socket::Server;
@@ -320,7 +321,10 @@ impl Agent {
         };
         self.membership = None;
         match result {
-            Ok(pod) => self.pod = Some(pod),
+            Ok(pod) => {
+                self.pod = Some(pod);
+                notify("READY=1\nSTATUS=joined the pod");
+            }
             Err(error) if self.role.is_init() => self.report(&error),
             Err(error) => return Err(error),
         }
@@ -399,6 +403,7 @@ impl Agent {
         if let Some(pod) = &self.pod {
             pod.memory.node().set_state(AgentState::Stopping);
         }
+        notify("STOPPING=1");
         self.shutdown = Some(Shutdown::begin(self.role, grace, Instant::now()));
     }
 

@@ -26,6 +26,7 @@ use lupin_abi::socket::RefusalCode;
 use lupin_abi::system::{MAX_SEGMENT_NAME, Segment, SegmentEntry, SegmentState};
 use lupin_abi::{InstanceId, NodeId};
 
+use crate::crash::crash_point;
 use crate::memory::{Extent, Owner, PodMemory};
 
 /// How long the agent waits for the directory lock. A holder that hangs for longer is found
@@ -484,13 +485,6 @@ fn first_fit(taken: &mut [Extent], size: u64, pool: u64) -> Option<u64> {
     }
     (pool.checked_sub(at)? >= size).then_some(at)
 }
-
-#[cfg(test)]
-use directory_test::crash_point;
-
-/// Where tests let the agent die.
-#[cfg(not(test))]
-fn crash_point() {}
 
 #[cfg(test)]
 #[path = "directory_test.rs"]

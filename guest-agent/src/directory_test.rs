@@ -1,43 +1,6 @@
-use std::cell::Cell;
-
 use super::*;
+use crate::crash::dies_at;
 use crate::test_pod::{POOL, TestPod};
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, fork};
-
-thread_local! {
-    /// Crash points left before the process dies.
-    static FUSE: Cell<Option<u32>> = const { Cell::new(None) };
-}
-
-/// Ends a process that was told to die here, without any destructor.
-pub(super) fn crash_point() {
-    FUSE.with(|fuse| match fuse.get() {
-        None => {}
-        // SAFETY: ends the process at once; that is the point.
-        Some(0) => unsafe { libc::_exit(66) },
-        Some(n) => fuse.set(Some(n - 1)),
-    });
-}
-
-/// Runs `act` in a process that dies at its crash point number `at`; false if it has no such.
-fn dies_at(at: u32, act: impl FnOnce()) -> bool {
-    // SAFETY: the child runs `act`, which allocates (usable after a fork in the C library) and
-    // touches shared memory, and leaves through _exit.
-    match unsafe { fork() }.unwrap() {
-        ForkResult::Child => {
-            FUSE.with(|fuse| fuse.set(Some(at)));
-            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
-            // SAFETY: as above.
-            unsafe { libc::_exit(i32::from(ended.is_err())) }
-        }
-        ForkResult::Parent { child } => match waitpid(child, None).unwrap() {
-            WaitStatus::Exited(_, 66) => true,
-            WaitStatus::Exited(_, 0) => false,
-            other => panic!("{other:?}"),
-        },
-    }
-}
 
 const OWNER: Owner = Owner {
     uid: 5,

@@ -36,6 +36,7 @@
 
 pub mod agent;
 pub mod cli;
+mod crash;
 pub mod directory;
 pub mod doorbell;
 pub mod heartbeat;
@@ -43,6 +44,7 @@ pub mod identity;
 pub mod init;
 pub mod link;
 pub mod memory;
+mod notify;
 pub mod poll;
 pub mod run;
 pub mod segments;

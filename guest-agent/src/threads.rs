@@ -10,6 +10,7 @@ use lupin_abi::instances::{MAX_THREADS, ThreadEntry};
 use lupin_abi::socket::RefusalCode;
 use lupin_abi::{Generation, InstanceId, ThreadId};
 
+use crate::crash::crash_point;
 use crate::directory::{Directory, DirectoryError};
 
 /// This node's part in the table of thread instances.
@@ -74,7 +75,9 @@ impl Threads {
             code: RefusalCode::NoSpace,
             what: "has used up its generations; take another".into(),
         })?;
+        crash_point();
         entry.bind(self.me(), pid);
+        crash_point();
         Ok(Thread { id, generation })
     }
 
@@ -126,7 +129,9 @@ impl Threads {
             // An id that has used up its generations is ended by the loss of its node alone, and
             // never given out again.
             let _ = entry.raise();
+            crash_point();
             entry.bind(InstanceId::NONE, 0);
+            crash_point();
         }
         Ok(())
     }

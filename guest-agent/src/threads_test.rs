@@ -1,4 +1,5 @@
 use super::*;
+use crate::crash::dies_at;
 use crate::directory::Directory;
 use crate::test_pod::TestPod;
 
@@ -55,4 +56,34 @@ fn an_id_whose_generations_are_used_up_stays_unused() {
         })
     ));
     assert_eq!(table.register(None, 1).unwrap().id.get(), 2);
+}
+
+#[test]
+fn a_death_at_any_store_leaves_ids_that_nobody_owns_and_everybody_can_have() {
+    let operations: [fn(&mut Threads); 2] = [
+        |table| {
+            table.register(Some(5), 1).unwrap();
+        },
+        |table| {
+            let own: Vec<Thread> = table.own().into_iter().map(|(thread, _)| thread).collect();
+            table.end(own).unwrap();
+        },
+    ];
+    for operation in operations {
+        for at in 0.. {
+            let pod = TestPod::new();
+            let first = threads(&pod, 1, 1).register(Some(7), 1).unwrap();
+            let died = dies_at(at, || operation(&mut threads(&pod, 1, 1)));
+            pod.kill(1);
+            let mut survivor = threads(&pod, 2, 1);
+            for id in [5, 7] {
+                let thread = survivor.register(Some(id), 1).unwrap();
+                assert!(id != 7 || thread.generation > first.generation, "at {at}");
+            }
+            if !died {
+                assert!(at > 0, "no crash point");
+                break;
+            }
+        }
+    }
 }

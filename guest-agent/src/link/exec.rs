@@ -114,13 +114,14 @@ impl Commands {
         let (pid, stdin, outputs) = match started {
             Ok(started) => started,
             Err((errno, text)) => {
-                info!("exec: {argv:?}: {text}");
+                info!("exec: {:?}: {text}", argv.first());
                 let status = ExecStatus::NotStarted(errno, text);
                 out.push(&ToManager::Exited { channel, status });
                 return Ok(());
             }
         };
-        info!("exec: {argv:?} is process {pid}");
+        // Arguments may be long, and not for the log.
+        info!("exec: {:?} is process {pid}", argv[0]);
         self.next = self.next.wrapping_add(1);
         let id = self.next;
         for fd in [Some(&stdin), outputs[0].as_ref(), outputs[1].as_ref()]

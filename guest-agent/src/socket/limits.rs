@@ -30,7 +30,7 @@ struct User {
 }
 
 impl Limits {
-    /// Counts a connection; false if it is one too many.
+    /// Counts a connection, which is a request as well; false if it is one too many.
     pub fn connect(&mut self, uid: u32, now: Instant) -> bool {
         let user = self.users.entry(uid).or_insert(User {
             connections: 0,
@@ -42,6 +42,10 @@ impl Limits {
         }
         user.connections += 1;
         self.connections += 1;
+        if !self.request(uid, now) {
+            self.disconnect(uid);
+            return false;
+        }
         true
     }
 
@@ -92,8 +96,9 @@ mod tests {
         limits.disconnect(1);
         assert!(limits.connect(1, now));
 
+        // Each connection was a request.
         let granted = (0..BURST + 9).filter(|_| limits.request(1, now)).count();
-        assert_eq!(granted as u32, BURST);
+        assert_eq!(granted, BURST as usize - CONNECTIONS_PER_USER - 1);
         assert!(limits.request(2, now));
         let later = now + Duration::from_millis(10);
         assert!(limits.request(1, later));

@@ -48,6 +48,12 @@ const ACCEPTS_PER_TURN: usize = 32;
 /// Events that one subscriber is sent before the others get their turn.
 const EVENTS_PER_TURN: usize = 256;
 
+/// Clients cut off between two ticks that the log tells of one by one.
+const LOGGED_PER_TICK: usize = 4;
+/// Ticks between two looks at segments that outlived the processes that opened them: each look
+/// reads the maps of all processes.
+const RECHECK_TICKS: u64 = 8;
+
 /// One connection.
 #[derive(Debug)]
 struct Client {
@@ -78,6 +84,11 @@ pub struct Server {
     threads: Threads,
     segments: Segments,
     buffer: Box<[u8; MAX_PACKET]>,
+    /// Off while the agent has no descriptors left to accept with.
+    accepting: bool,
+    /// Clients cut off since the last tick: more than a few are only counted.
+    cut_off: usize,
+    ticks: u64,
 }
 
 impl Server {
@@ -105,6 +116,9 @@ impl Server {
             threads,
             segments,
             buffer: Box::new([0; MAX_PACKET]),
+            accepting: true,
+            cut_off: 0,
+            ticks: 0,
         };
         if restarted {
             server.adopt_threads(poller);
@@ -119,12 +133,15 @@ impl Server {
         for (thread, pid) in self.threads.own() {
             let known = self.processes.contains_key(&pid);
             if !known {
-                match process::pidfd_open(pid) {
-                    Ok(pidfd) => self.watch(poller, pid, Process::new(pidfd)),
-                    Err(_) => {
+                let watched = process::pidfd_open(pid)
+                    .and_then(|pidfd| self.watch(poller, pid, Process::new(pidfd)));
+                match watched {
+                    Ok(()) => {}
+                    Err(Errno::ESRCH) => {
                         gone.push(thread);
                         continue;
                     }
+                    Err(error) => warn!("process {pid} cannot be watched: {error}"),
                 }
             }
             if let Some(process) = self.processes.get_mut(&pid) {
@@ -139,11 +156,10 @@ impl Server {
         }
     }
 
-    fn watch(&mut self, poller: &Poller, pid: u32, process: Process) {
-        if let Err(error) = poller.add(&process.pidfd, Source::Process(pid), READABLE) {
-            warn!("process {pid} cannot be watched: {error}");
-        }
+    fn watch(&mut self, poller: &Poller, pid: u32, process: Process) -> Result<(), Errno> {
+        poller.add(&process.pidfd, Source::Process(pid), READABLE)?;
         self.processes.insert(pid, process);
+        Ok(())
     }
 
     /// The segments of this node.
@@ -161,8 +177,11 @@ impl Server {
                 Err(Errno::EAGAIN) => return,
                 Err(Errno::EINTR | Errno::ECONNABORTED) => {}
                 Err(error) => {
-                    // Out of descriptors, most likely: the timer's tick tries again.
+                    // Out of descriptors, most likely. The socket would be reported again and
+                    // again; it is looked at by the tick instead.
                     warn!("accept on {}: {error}", self.path.display());
+                    poller.remove(&self.listener);
+                    self.accepting = false;
                     return;
                 }
             }
@@ -241,7 +260,7 @@ impl Server {
             self.on_process(peer.pid);
         }
         if !self.processes.contains_key(&peer.pid) {
-            self.watch(poller, peer.pid, Process::new(pidfd));
+            self.watch(poller, peer.pid, Process::new(pidfd))?;
         }
         if let Some(process) = self.processes.get_mut(&peer.pid) {
             process.connections += 1;
@@ -276,6 +295,11 @@ impl Server {
             for lease in process.segments {
                 self.segments.release(lease);
             }
+        }
+        // Only children that inherited them could still use its connections, which is refused.
+        let clients = &mut self.clients;
+        for (_, client) in clients.extract_if(|_, client| client.peer.pid == pid) {
+            self.limits.disconnect(client.peer.uid);
         }
     }
 
@@ -350,10 +374,13 @@ impl Server {
             return;
         };
         client.closing = true;
-        warn!(
-            "client {id}: process {} of user {} is cut off: {message}",
-            client.peer.pid, client.peer.uid
-        );
+        self.cut_off += 1;
+        if self.cut_off <= LOGGED_PER_TICK {
+            warn!(
+                "client {id}: process {} of user {} is cut off: {message}",
+                client.peer.pid, client.peer.uid
+            );
+        }
         self.refuse(poller, id, RefusalCode::Protocol, message);
     }
 
@@ -469,8 +496,23 @@ impl Server {
 
     /// What is due now and then.
     pub fn tick(&mut self, poller: &Poller) {
+        self.ticks += 1;
         self.limits.tidy(Instant::now());
-        self.segments.recheck();
+        if self.ticks.is_multiple_of(RECHECK_TICKS) {
+            self.segments.recheck();
+        }
+        if self.cut_off > LOGGED_PER_TICK {
+            warn!(
+                "{} more clients were cut off",
+                self.cut_off - LOGGED_PER_TICK
+            );
+        }
+        self.cut_off = 0;
+        if !self.accepting {
+            self.accepting = poller
+                .add(&self.listener, Source::ClientListener, EpollFlags::EPOLLIN)
+                .is_ok();
+        }
         self.on_listener(poller);
         // Subscribers whose socket had no room, or who had more to get than one turn gives.
         self.pump_events(poller);
