@@ -16,17 +16,13 @@ pub(super) fn down(base: &Path, args: &DownArgs) -> Result<i32, Failure> {
     let began = Instant::now();
     let before = client.status().map_err(failed)?;
     let manager = process(before.manager_pid);
-    let manager = start_time(before.manager_pid).and_then(|start_time| {
-        let pid = before.manager_pid;
-        Process::find(ProcessName { pid, start_time }).ok().flatten()
-    });
     client.down(args.grace).map_err(failed)?;
-    // The connection ends first, the process shortly after. Whether anybody takes its last word
-    // (in a container, perhaps nobody does) is no concern of ours.
-    let ended = client.wait_end(args.timeout).map_err(failed)?
-        && manager.is_none_or(|manager| {
-            manager.wait_gone(Some(args.timeout.saturating_sub(began.elapsed())))
-        });
+    // The connection ends first, the process shortly after. It may stay a zombie for as long as
+    // its parent likes, so its pidfd is asked and not its pid.
+    let mut ended = client.wait_end(args.timeout).map_err(failed)?;
+    if let (true, Some(manager)) = (ended, &manager) {
+        ended = manager.wait_gone(Some(args.timeout.saturating_sub(began.elapsed())));
+    }
     if !ended {
         let left: Vec<_> = place
             .connect()
