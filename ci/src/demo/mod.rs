@@ -175,9 +175,11 @@ fn tell_nested(args: &DemoArgs, parts: &Parts) -> Result<u8, DemoError> {
         "/opt/lupin/vmlinuz",
         "--initramfs",
         "/opt/lupin/initramfs",
-        // An emulated guest beats with gaps and boots slowly.
+        // An emulated guest has little time to beat in, beats with gaps and boots slowly.
+        "--beat-ms",
+        "100",
         "--deadline-ms",
-        "2000",
+        "5000",
         "--join-timeout-ms",
         "180000",
         // It is slow enough to be killed in the middle of its work, early, for a look at the

@@ -4,9 +4,10 @@
 //! they show is what a user gets.
 
 use std::fmt::Write as _;
-use std::io;
+use std::io::{self, BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use lupin_abi::event::{Event, EventKind};
@@ -42,6 +43,8 @@ pub struct PodSpec {
     pub nodes: u32,
     /// Size of the pool, as in the pod file.
     pub pool: String,
+    /// Milliseconds between two heartbeats; the manager looks half as often.
+    pub beat_ms: u64,
     /// Milliseconds without a heartbeat before a node is called hung.
     pub deadline_ms: u64,
     /// Milliseconds that a node may take to join.
@@ -78,8 +81,11 @@ impl PodSpec {
             self.name, self.pool
         ));
         line(format!(
-            "[heartbeat]\ndeadline_ms = {}\njoin_timeout_ms = {}\n",
-            self.deadline_ms, self.join_timeout_ms
+            "[heartbeat]\nperiod_ms = {0}\npoll_ms = {1}\ndeadline_ms = {2}\njoin_timeout_ms = {3}\n",
+            self.beat_ms,
+            2 * self.beat_ms,
+            self.deadline_ms,
+            self.join_timeout_ms
         ));
         // Where beats may be late, fences are slow, too.
         line(format!("[fence]\ntimeout_ms = {}\n", self.deadline_ms));
@@ -239,13 +245,13 @@ impl Pod {
             ));
         }
         let text = String::from_utf8_lossy(&output.stdout);
-        let lines = text.lines().filter(|line| line.contains("\"seq\""));
-        lines
-            .map(|line| serde_json::from_str(line).map_err(io::Error::other))
-            .collect()
+        text.lines().filter_map(parse_event).collect()
     }
 
-    /// Waits for an event of a node with this generation; all events up to then.
+    /// Waits for an event of a node with at least this generation; all events up to then.
+    ///
+    /// Follows the events instead of asking again and again: where everything is emulated, every
+    /// process that is started takes time from the guests that are waited for.
     pub fn wait_event(
         &self,
         kind: EventKind,
@@ -253,22 +259,41 @@ impl Pod {
         generation: u32,
         limit: Duration,
     ) -> io::Result<Vec<Event>> {
-        let begin = Instant::now();
-        loop {
-            let events = self.events()?;
-            let found = |e: &Event| e.kind == kind && e.node == node && e.generation >= generation;
-            if events.iter().any(found) {
+        let mut command = self.verb("events");
+        command
+            .args(["--follow", "--json"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        let mut child = KillOnDrop(command.spawn()?);
+        let stdout = child
+            .0
+            .stdout
+            .take()
+            .ok_or_else(|| io::Error::other("no output"))?;
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let end = Instant::now() + limit;
+        let mut events: Vec<Event> = Vec::new();
+        while let Ok(line) = lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            let Some(event) = parse_event(&line).transpose()? else {
+                continue;
+            };
+            events.push(event);
+            if event.kind == kind && event.node == node && event.generation >= generation {
                 return Ok(events);
             }
-            if begin.elapsed() > limit {
-                return Err(io::Error::other(format!(
-                    "no event {kind} of node {node}, generation {generation}, within {limit:?}; \
-                     the last events are {:#?}",
-                    &events[events.len().saturating_sub(6)..]
-                )));
-            }
-            std::thread::sleep(Duration::from_millis(50));
         }
+        Err(io::Error::other(format!(
+            "no event {kind} of node {node}, generation {generation}, within {limit:?}; \
+             the last events are {:#?}",
+            &events[events.len().saturating_sub(6)..]
+        )))
     }
 
     /// What a node wrote to its console, or its agent to its log.
@@ -299,6 +324,12 @@ impl Drop for KillOnDrop {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// An event, if the line holds one.
+fn parse_event(line: &str) -> Option<io::Result<Event>> {
+    let is_event = line.contains("\"seq\"");
+    is_event.then(|| serde_json::from_str(line).map_err(io::Error::other))
 }
 
 fn json(command: &mut Command) -> io::Result<Value> {

@@ -45,6 +45,9 @@ pub struct StoryArgs {
     /// Kill the node once this much of the job is done, in percent.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=90))]
     pub kill_at: u32,
+    /// Milliseconds between two heartbeats; the manager looks half as often.
+    #[arg(long, default_value_t = 8)]
+    pub beat_ms: u64,
     /// Milliseconds without a heartbeat before a node is called hung; raise it on slow hosts.
     #[arg(long, default_value_t = 200)]
     pub deadline_ms: u64,
@@ -244,10 +247,15 @@ fn spec(args: &StoryArgs) -> PodSpec {
         name: POD.into(),
         nodes: args.nodes,
         pool: "512M".into(),
+        beat_ms: args.beat_ms,
         deadline_ms: args.deadline_ms,
         join_timeout_ms: args.join_timeout_ms,
         guest,
-        extra_defaults: String::new(),
+        extra_defaults: match args.backend {
+            // Every character on the console is an exit.
+            NodeBackend::Kvm => "cmdline = \"quiet\"".into(),
+            NodeBackend::Namespace => String::new(),
+        },
     }
 }
 

@@ -38,6 +38,7 @@ pub fn namespace_spec(name: &str, nodes: u32) -> PodSpec {
         pool: "64M".into(),
         // Two shared cores run the nodes, the tests and whatever else: be patient, so that a
         // failure found here is a real one.
+        beat_ms: 8,
         deadline_ms: 1_000,
         join_timeout_ms: 20_000,
         guest: None,
