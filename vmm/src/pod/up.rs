@@ -327,6 +327,8 @@ fn news(node: &NodeStatus) -> Option<String> {
     let pid = pid.unwrap_or_default();
     Some(match node.state {
         NodeState::Absent => return None,
+        // An earlier run of the pod ended in an orderly way, and this one begins.
+        NodeState::Restarting if cause == Cause::PodDown => return None,
         NodeState::Starting => format!("{name} started as generation {generation}{pid}"),
         NodeState::Joined => match node.joined_in_ns {
             Some(nanos) => format!("{name} joined in {}", span(nanos)),
