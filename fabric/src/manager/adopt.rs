@@ -25,6 +25,12 @@ use super::state::{Core, Effect, Failure, Life, Phase};
 use crate::power::{Exit, Instance};
 use crate::runtime::NodeRecord;
 
+/// A node that has no life to adopt, and what is known of its process.
+pub(super) struct Unadopted {
+    id: NodeId,
+    found: Option<Found>,
+}
+
 /// What is known of a node's process.
 struct Found {
     record: NodeRecord,
@@ -43,12 +49,14 @@ impl Core {
         }
     }
 
-    /// Takes charge. With `takeover`, nodes of an earlier manager may run; without, none does:
-    /// either the pod was brought down, or the host was.
+    /// Takes charge, and adopts the lives that run. With `takeover`, nodes of an earlier manager
+    /// may run; without, none does: either the pod was brought down, or the host was. Returns the
+    /// others for [`begin`](Self::begin): all nodes are taken over before any is started or
+    /// declared dead, so that a failure rings everybody who lives.
     ///
     /// # Errors
     /// If a process cannot be judged alive or dead. Nothing was changed then for its node.
-    pub fn begin(&mut self, takeover: bool) -> std::io::Result<()> {
+    pub fn adopt(&mut self, takeover: bool) -> std::io::Result<Vec<Unadopted>> {
         let evidence = [
             self.recorder.epoch(),
             u64::from(!self.memory.was_formatted()),
@@ -56,19 +64,21 @@ impl Core {
         let note = Note::of(0, Cause::None, &evidence);
         self.recorder.event(EventKind::ManagerStarted, None, note);
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
-        // All nodes are taken over before any is started or declared dead, so that a failure
-        // rings everybody who lives.
-        let mut todo = Vec::new();
+        let mut others = Vec::new();
         for id in ids {
             let found = if takeover { self.find(id)? } else { None };
             if !self.adopt_running(id, found.as_ref()) {
-                todo.push((id, found));
+                others.push(Unadopted { id, found });
             }
         }
-        for (id, found) in todo {
+        Ok(others)
+    }
+
+    /// Goes on with the nodes that have no life to adopt.
+    pub fn begin(&mut self, others: Vec<Unadopted>, takeover: bool) {
+        for Unadopted { id, found } in others {
             self.resume(id, found, takeover);
         }
-        Ok(())
     }
 
     /// Looks for the process on record.

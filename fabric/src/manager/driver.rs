@@ -39,6 +39,7 @@ struct Driver {
 pub(super) fn run(manager: Manager) -> Result<(), ManagerError> {
     let Manager {
         core,
+        unadopted,
         runtime,
         handle,
         takeover,
@@ -66,10 +67,8 @@ pub(super) fn run(manager: Manager) -> Result<(), ManagerError> {
         watches: HashMap::new(),
         next_watch: FIRST_WATCH,
     };
-    driver
-        .core
-        .begin(takeover)
-        .map_err(io_failed("look for the nodes of an earlier manager"))?;
+    driver.perform();
+    driver.core.begin(unadopted, takeover);
     driver.perform();
     let mut events = [EpollEvent::empty(); 32];
     loop {
@@ -144,7 +143,7 @@ impl Driver {
                 }
             }
         }
-        self.publish();
+        self.handle.publish(&self.core);
     }
 
     /// A fence may take as long as a process takes to die, and others may fail meanwhile.
@@ -242,20 +241,6 @@ impl Driver {
         };
         if let Err(why) = asked {
             self.core.cannot_shut_down(node, &why);
-        }
-    }
-
-    fn publish(&self) {
-        let mut view = self.handle.view();
-        view.going_down = self.core.is_going_down();
-        for (id, node) in &self.core.nodes {
-            let pid = node.life.as_ref().map(|life| life.instance.process().pid);
-            let shown = view.nodes.entry(*id).or_default();
-            if shown.detail != node.detail {
-                shown.detail.clone_from(&node.detail);
-            }
-            shown.pid = pid;
-            shown.joined_in_ns = node.joined_in_ns;
         }
     }
 }

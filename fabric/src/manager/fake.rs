@@ -446,7 +446,8 @@ impl FakeManager {
         if !takeover {
             manager.core.revive();
         }
-        manager.core.begin(takeover).unwrap();
+        let others = manager.core.adopt(takeover).unwrap();
+        manager.core.begin(others, takeover);
         manager.settle();
         manager
     }

@@ -9,6 +9,7 @@ use lupin_abi::fabric::{FabricSection, NodeState};
 use lupin_abi::{Generation, NodeId};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::state::Core;
 use crate::agent_link::AgentLink;
 use crate::api::{ControlError, NodeStatus, PodControl, PodPhase, PodStatus};
 use crate::memory::PodMemory;
@@ -88,6 +89,20 @@ impl ManagerHandle {
 
     pub(super) fn view(&self) -> MutexGuard<'_, View> {
         lock(&self.view)
+    }
+
+    /// Shows other threads where the nodes stand.
+    pub(super) fn publish(&self, core: &Core) {
+        let mut view = self.view();
+        view.going_down = core.is_going_down();
+        for (id, node) in &core.nodes {
+            let shown = view.nodes.entry(*id).or_default();
+            shown.pid = node.life.as_ref().map(|life| life.instance.process().pid);
+            shown.joined_in_ns = node.joined_in_ns;
+            if shown.detail != node.detail {
+                shown.detail.clone_from(&node.detail);
+            }
+        }
     }
 
     pub(super) fn set_link(&self, node: NodeId, link: Option<Arc<AgentLink>>) {

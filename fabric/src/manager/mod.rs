@@ -39,6 +39,7 @@ use crate::runtime::{RuntimeError, RuntimeFolder};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::mappings;
 use crate::sys::process::Process;
+use adopt::Unadopted;
 pub use handle::ManagerHandle;
 pub use state::Backends;
 use state::Core;
@@ -102,6 +103,7 @@ pub enum ManagerError {
 /// A manager in charge of a pod.
 pub struct Manager {
     core: Core,
+    unadopted: Vec<Unadopted>,
     runtime: RuntimeFolder,
     handle: Arc<ManagerHandle>,
     takeover: bool,
@@ -109,7 +111,7 @@ pub struct Manager {
 
 impl Manager {
     /// Takes charge of a pod: locks its runtime folder below `runtime_base` and its memory, which
-    /// is created if there is none. Nothing is started yet.
+    /// is created if there is none. Nodes that run are adopted; nothing is started or ended yet.
     ///
     /// # Errors
     /// If another manager has either of them, or if they cannot be used.
@@ -133,15 +135,20 @@ impl Manager {
         runtime.keep_pod_file(&pod.file)?;
         let pod = Arc::new(pod);
         let clock: Clock = Arc::new(monotonic_ns);
-        let core = Core::new(pod.clone(), memory.clone(), &runtime, backends, clock)?;
+        let mut core = Core::new(pod.clone(), memory.clone(), &runtime, backends, clock)?;
         if !takeover {
             core.revive();
         }
         runtime.mark_running(pod_id)?;
         let handle = ManagerHandle::new(pod, memory, runtime.path(), core.recorder.epoch())
             .map_err(io_failed("make an eventfd"))?;
+        let unadopted = core
+            .adopt(takeover)
+            .map_err(io_failed("look for the nodes of an earlier manager"))?;
+        handle.publish(&core);
         Ok(Self {
             core,
+            unadopted,
             runtime,
             handle: Arc::new(handle),
             takeover,
@@ -166,8 +173,8 @@ impl Manager {
     /// Runs the pod until it is brought down.
     ///
     /// # Errors
-    /// If the loop cannot be set up, or a process of an earlier manager cannot be judged. Nodes
-    /// that run go on running, and another manager may take over.
+    /// If the loop cannot be set up. Nodes that run go on running, and another manager may take
+    /// over.
     pub fn run(self) -> Result<(), ManagerError> {
         driver::run(self)
     }

@@ -160,6 +160,11 @@ fn heartbeat_numbers_make_sense() {
     with("join_timeout_ms = 1", &["heartbeat.join_timeout_ms = 1"]);
     with("poll_ms = 99999999", &["heartbeat.poll_ms"]);
     with("period_ms = -8", &["period_ms"]);
+    with(
+        "[fence]\ntimeout_ms = 0",
+        &["fence.timeout_ms = 0", "default of 200"],
+    );
+    with("[fence]\ntimeout = 5", &["timeout_ms"]);
 }
 
 #[test]
