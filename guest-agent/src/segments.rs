@@ -4,7 +4,7 @@
 //! nobody else here has the segment mapped (a child that inherited it), the node takes its device
 //! away and says in the directory that it no longer uses the segment.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
 
 use log::{debug, warn};
@@ -246,8 +246,9 @@ impl Segments {
         }
     }
 
-    /// Removes a segment, if `may` allows it. Processes of this node that still have it mapped
-    /// lose it where the backend can revoke.
+    /// Removes a segment, if `may` allows it and nobody but the caller, who holds the leases
+    /// `own`, uses it: a process that still has it mapped would lose it in the middle of its
+    /// work, or, where the backend cannot revoke, share it with the next owner of the extent.
     ///
     /// # Errors
     /// [`SegmentError`]. If the memory cannot be taken away, the name is gone but the extent
@@ -255,8 +256,21 @@ impl Segments {
     pub fn remove(
         &mut self,
         name: &str,
-        may: impl FnOnce(&Segment) -> bool,
+        own: &BTreeSet<LeaseId>,
+        may: impl Fn(&Segment) -> bool,
     ) -> Result<(), SegmentError> {
+        let named = |(_, lease): &(&LeaseId, &Lease)| lease.held.segment.name == name;
+        if let Some(id) = self.leases.iter().find(named).map(|(id, _)| *id) {
+            self.end_if_unused(id);
+            if let Some(lease) = self.leases.get(&id)
+                && may(&lease.held.segment)
+                && (lease.processes, own.contains(&id)) != (1, true)
+            {
+                let name = name.into();
+                let by = "processes of this node".into();
+                return Err(DirectoryError::Busy { name, by }.into());
+            }
+        }
         let held = self.directory.begin_remove(name, may)?;
         self.leases
             .retain(|_, lease| lease.held.index != held.index);

@@ -552,5 +552,7 @@ fn listen_on(path: &Path) -> io::Result<OwnedFd> {
 }
 
 #[cfg(test)]
+mod harness;
+#[cfg(test)]
 #[path = "socket_test.rs"]
 mod socket_test;

@@ -140,8 +140,11 @@ impl Server {
                 Ok(Some(segment_reply(fd, false)))
             }
             Request::RemoveSegment { name } => {
-                self.segments
-                    .remove(&name, |segment| peer.uid == 0 || peer.uid == segment.uid)?;
+                let process = self.processes.get(&peer.pid);
+                let own = process.map(|p| p.segments.clone()).unwrap_or_default();
+                self.segments.remove(&name, &own, |segment| {
+                    peer.uid == 0 || peer.uid == segment.uid
+                })?;
                 info!("segment {name:?}: removed by user {}", peer.uid);
                 Ok(Some((Reply::Done, Vec::new())))
             }
@@ -279,3 +282,7 @@ fn segment_reply(SectionFd { fd, window }: SectionFd, created: bool) -> (Reply, 
     let mapping = window;
     (Reply::Segment { mapping, created }, vec![fd])
 }
+
+#[cfg(test)]
+#[path = "requests_test.rs"]
+mod requests_test;

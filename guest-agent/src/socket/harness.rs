@@ -1,0 +1,239 @@
+//! The server in a thread, and clients of it: in this process, and in others that are killed.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use lupin_abi::ABI_VERSION;
+use lupin_abi::socket::{
+    MAX_PACKET, Mapping as Window, RefusalCode, Reply, Request, decode, encode,
+};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect, recvmsg,
+    sendmsg, setsockopt, socket, sockopt,
+};
+use nix::sys::time::TimeVal;
+
+use super::Server;
+use crate::directory::Directory;
+use crate::poll::{Poller, Source};
+use crate::segments::Segments;
+use crate::test_pod::TestPod;
+use crate::threads::Threads;
+
+/// An agent's socket in a thread of its own.
+pub(super) struct Served {
+    pub(super) path: PathBuf,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Served {
+    pub(super) fn new(pod: &TestPod, node: u32, generation: u32) -> Self {
+        Self::start(pod, node, generation, false)
+    }
+
+    pub(super) fn start(pod: &TestPod, node: u32, generation: u32, restarted: bool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/agent.sock");
+        let memory = pod.attach(node, generation);
+        let mut backend = pod.backend(node, generation);
+        crate::memory::Backend::attached(&mut backend, pod.header()).unwrap();
+        let directory = Directory::new(memory);
+        let held = directory.begin(restarted).unwrap();
+        let poller = Poller::new().unwrap();
+        let threads = Threads::new(directory.clone());
+        let segments = Segments::new(directory, Box::new(backend), held);
+        let mut server = Server::new(&path, &poller, threads, segments, restarted).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let wait = if server.has_work() { 0 } else { 20 };
+                for (source, flags) in poller.wait(Some(Duration::from_millis(wait))).unwrap() {
+                    match source {
+                        Source::ClientListener => server.on_listener(&poller),
+                        Source::Client(id) => server.on_client(&poller, id, flags),
+                        Source::Process(pid) => server.on_process(pid),
+                        other => panic!("{other:?}"),
+                    }
+                }
+                server.work(&poller);
+                server.tick(&poller);
+            }
+        });
+        Self {
+            path,
+            stop,
+            thread: Some(thread),
+            _folder: folder,
+        }
+    }
+
+    pub(super) fn connect(&self) -> Connection {
+        Connection::new(&self.path)
+    }
+
+    pub(super) fn hello(&self) -> Connection {
+        let connection = self.connect();
+        connection.welcome();
+        connection
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().unwrap().join();
+        if !std::thread::panicking() {
+            ended.expect("the server must survive whatever clients do");
+        }
+    }
+}
+
+pub(super) struct Connection(pub(super) OwnedFd);
+
+impl Connection {
+    pub(super) fn new(path: &Path) -> Self {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap();
+        connect(fd.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
+        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::new(20, 0)).unwrap();
+        Self(fd)
+    }
+
+    pub(super) fn send_bytes(&self, bytes: &[u8]) -> nix::Result<usize> {
+        let flags = MsgFlags::MSG_NOSIGNAL;
+        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(bytes)], &[], flags, None)
+    }
+
+    pub(super) fn send(&self, request: &Request) {
+        self.send_bytes(&encode(request).unwrap()).unwrap();
+    }
+
+    /// The next packet; `None` at the end of the connection.
+    pub(super) fn receive(&self) -> Option<(Reply, Vec<OwnedFd>)> {
+        let mut buffer = vec![0; MAX_PACKET];
+        let mut space = nix::cmsg_space!([i32; 4]);
+        let mut parts = [IoSliceMut::new(&mut buffer)];
+        let flags = MsgFlags::empty();
+        let message = match recvmsg::<()>(self.0.as_raw_fd(), &mut parts, Some(&mut space), flags) {
+            Ok(message) => message,
+            Err(Errno::ECONNRESET) => return None,
+            Err(error) => panic!("no answer: {error}"),
+        };
+        let fds = message
+            .cmsgs()
+            .unwrap()
+            .filter_map(|c| match c {
+                ControlMessageOwned::ScmRights(fds) => Some(fds),
+                _ => None,
+            })
+            .flatten()
+            // SAFETY: just received, known to nobody else.
+            .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+            .collect();
+        let len = message.bytes;
+        (len > 0).then(|| (decode(&buffer[..len]).unwrap(), fds))
+    }
+
+    pub(super) fn ask(&self, request: &Request) -> (Reply, Vec<OwnedFd>) {
+        self.send(request);
+        self.receive().expect("the agent hung up")
+    }
+
+    pub(super) fn welcome(&self) -> (Reply, Vec<OwnedFd>) {
+        let version = ABI_VERSION;
+        self.ask(&Request::Hello { version })
+    }
+
+    pub(super) fn register(&self, id: Option<u32>) -> Result<(u32, u32), RefusalCode> {
+        match self.ask(&Request::RegisterThread { id }).0 {
+            Reply::Thread { id, generation } => Ok((id, generation)),
+            Reply::Refused { code, .. } => Err(code),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn create(&self, name: &str, size: u64) -> Result<(Window, OwnedFd), RefusalCode> {
+        let (name, mode) = (name.into(), 0o600);
+        segment(self.ask(&Request::CreateSegment { name, size, mode }), true)
+    }
+
+    pub(super) fn open(
+        &self,
+        name: &str,
+        read_only: bool,
+    ) -> Result<(Window, OwnedFd), RefusalCode> {
+        let name = name.into();
+        segment(self.ask(&Request::OpenSegment { name, read_only }), false)
+    }
+
+    pub(super) fn remove(&self, name: &str) -> Result<(), RefusalCode> {
+        let name = name.into();
+        match self.ask(&Request::RemoveSegment { name }).0 {
+            Reply::Done => Ok(()),
+            Reply::Refused { code, .. } => Err(code),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn refused(&self) -> RefusalCode {
+        match self.receive().expect("a refusal before the end").0 {
+            Reply::Refused { code, .. } => code,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+pub(super) fn segment(
+    (reply, mut fds): (Reply, Vec<OwnedFd>),
+    new: bool,
+) -> Result<(Window, OwnedFd), RefusalCode> {
+    match reply {
+        Reply::Segment { mapping, created } => {
+            assert_eq!((created, fds.len()), (new, 1));
+            Ok((mapping, fds.remove(0)))
+        }
+        Reply::Refused { code, .. } => Err(code),
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(super) fn until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed().as_secs() < 20, "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A client in a process of its own, which is killed.
+pub(super) struct Forked(nix::unistd::Pid);
+
+impl Forked {
+    pub(super) fn new(act: impl FnOnce()) -> Self {
+        // SAFETY: the child calls only `act`, which makes system calls and small allocations
+        // (the C library's allocator is usable after a fork), and leaves without destructors.
+        match unsafe { nix::unistd::fork() }.unwrap() {
+            nix::unistd::ForkResult::Parent { child } => Self(child),
+            nix::unistd::ForkResult::Child => {
+                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
+                loop {
+                    nix::unistd::pause();
+                }
+            }
+        }
+    }
+
+    pub(super) fn kill(&self) {
+        nix::sys::signal::kill(self.0, nix::sys::signal::Signal::SIGKILL).unwrap();
+        nix::sys::wait::waitpid(self.0, None).unwrap();
+    }
+}
