@@ -158,7 +158,7 @@ fn verdict(outcomes: &[Outcome], time: Duration, retries: usize) -> bool {
         time.as_secs_f32()
     ));
     if retries > 0 {
-        line(format!("  {retries} boot retries of the nested host"));
+        line(format!("  {retries} retries of the nested host"));
     }
     let failed: Vec<String> = outcomes
         .iter()

@@ -64,8 +64,9 @@ fn main() -> io::Result<()> {
 fn find_device(address: &str) -> io::Result<String> {
     for entry in fs::read_dir("/sys/bus/dax/devices")? {
         let entry = entry?;
-        let resource = fs::read_to_string(entry.path().join("resource")).unwrap_or_default();
-        if resource.trim() == address {
+        let read = |name| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
+        // A region's seed begins at the same address and has no memory.
+        if read("resource").trim() == address && read("size").trim() != "0" {
             return Ok(format!("/dev/{}", entry.file_name().to_string_lossy()));
         }
     }

@@ -188,6 +188,8 @@ fn tell_nested(args: &DemoArgs, parts: &Parts) -> Result<u8, DemoError> {
         "0",
         "--kill-at",
         "8",
+        "--cmdline",
+        nested::GUEST_WORDS,
         "--nodes",
     ]
     .map(str::to_owned)

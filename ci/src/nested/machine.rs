@@ -27,6 +27,7 @@ pub(super) enum Event {
 /// A running QEMU. It is killed when this is dropped.
 pub(super) struct Machine {
     qemu: Child,
+    crashed: bool,
     /// Ends when QEMU has closed everything.
     pub(super) events: Receiver<Event>,
 }
@@ -77,9 +78,6 @@ impl Machine {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::from(OwnedFd::from(errors_inside)));
-        if let Ok(more) = std::env::var("LUPIN_NESTED_QEMU_ARGS") {
-            command.args(more.split_whitespace());
-        }
         keep_open(
             &mut command,
             [
@@ -96,24 +94,32 @@ impl Machine {
         read_frames(port, sender.clone());
         read_console(console, sender.clone());
         read_console(errors, sender);
-        Ok(Self { qemu, events })
+        Ok(Self {
+            qemu,
+            crashed: false,
+            events,
+        })
     }
 
     /// Ends QEMU and says how it ended, in words.
     pub(super) fn stop(&mut self) -> String {
-        if let Ok(Some(status)) = self.qemu.try_wait() {
-            return match status.code() {
-                Some(0) => "it powered off or panicked".into(),
-                _ => format!("QEMU: {status}"),
-            };
+        // The streams close a moment before the process is gone.
+        for _ in 0..50 {
+            if let Ok(Some(status)) = self.qemu.try_wait() {
+                self.crashed = !status.success();
+                return match status.code() {
+                    Some(0) => "it powered off or panicked".into(),
+                    _ => format!("QEMU: {status}"),
+                };
+            }
+            std::thread::sleep(host::POLL);
         }
-        let _ = self.qemu.kill();
-        match self.qemu.wait() {
-            // The streams close a moment before the process is gone.
-            Ok(status) if status.success() => "it powered off or panicked".into(),
-            Ok(status) => format!("QEMU: {status}"),
-            Err(error) => format!("QEMU: {error}"),
-        }
+        "QEMU closed its streams and did not end".into()
+    }
+
+    /// Whether QEMU itself failed; known after [`Machine::stop`].
+    pub(super) fn crashed(&self) -> bool {
+        self.crashed
     }
 }
 

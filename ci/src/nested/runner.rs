@@ -8,6 +8,7 @@
 //! | `LUPIN_TEST_KERNEL` | a stock guest kernel |
 //! | `LUPIN_TEST_INITRAMFS` | a guest image for it, with the agent if that was built |
 //! | `LUPIN_BIN_DIR` | the directory of the products that were built |
+//! | `LUPIN_TEST_CMDLINE` | words for the command line of guests, to save time |
 //!
 //! `LUPIN_NESTED_TIMEOUT` (seconds), `LUPIN_NESTED_CPUS`, `LUPIN_NESTED_MEMORY`,
 //! `LUPIN_NESTED_CONSOLE` (a file) and `LUPIN_TEST_KERNEL_SERIES` (`6.1`, `6.12`)
@@ -124,6 +125,8 @@ fn guest_files(
     job.env.push(("LUPIN_TEST_KERNEL".into(), kernel_there));
     job.env.push(("LUPIN_TEST_INITRAMFS".into(), image_there));
     job.env.push(("LUPIN_BIN_DIR".into(), BIN_DIR.into()));
+    job.env
+        .push(("LUPIN_TEST_CMDLINE".into(), super::GUEST_WORDS.into()));
     Ok(())
 }
 

@@ -58,6 +58,9 @@ pub struct StoryArgs {
     /// job would be over before anybody could be killed in the middle of it.
     #[arg(long, default_value_t = 20)]
     pub linger_ms: u64,
+    /// Added to the command line of KVM guests. Every character on their console is an exit.
+    #[arg(long, default_value = "quiet")]
+    pub cmdline: String,
 }
 
 /// The kinds of node.
@@ -252,8 +255,7 @@ fn spec(args: &StoryArgs) -> PodSpec {
         join_timeout_ms: args.join_timeout_ms,
         guest,
         extra_defaults: match args.backend {
-            // Every character on the console is an exit.
-            NodeBackend::Kvm => "cmdline = \"quiet\"".into(),
+            NodeBackend::Kvm => format!("cmdline = {:?}", args.cmdline),
             NodeBackend::Namespace => String::new(),
         },
     }
