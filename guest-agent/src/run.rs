@@ -47,8 +47,11 @@ pub fn run(options: &Options, signals: &SigSet) -> Result<(), AgentError> {
     let poller = Poller::new().map_err(|e| AgentError::os("epoll", e))?;
     let (plan, trouble) = match plan(options) {
         Ok(plan) => (plan, None),
-        // A guest that is not of a pod still needs its init.
-        Err(error) if role == Role::GuestInit => (bare_guest(options), Some(error)),
+        // A guest that is not of a pod still needs its init. Beside another PID 1 this may be
+        // anybody's machine, which must not be powered off because the agent was told to end.
+        Err(error) if role == Role::GuestInit && std::process::id() == 1 => {
+            (bare_guest(options), Some(error))
+        }
         Err(error) => return Err(error),
     };
     let identity = plan.pod.as_ref().map(|(identity, _)| *identity);

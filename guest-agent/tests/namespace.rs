@@ -384,6 +384,8 @@ fn what_cannot_work_is_said_with_its_own_exit_status() {
     let result = output(&[&words, &empty]);
     assert_eq!(result.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&result.stderr).contains("lupin.node"));
+    // An init that is not PID 1 is one on nodes only: else whose machine would it power off?
+    assert_eq!(output(&["--init", &words, &empty]).status.code(), Some(2));
 }
 
 #[test]

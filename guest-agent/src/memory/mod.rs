@@ -2,7 +2,7 @@
 //!
 //! Where the sections come from differs between nodes, and is behind [`Backend`]: a guest cuts
 //! devdax devices out of soft-reserved memory ([`devdax`]), a namespace node maps ranges of one
-//! file ([`podfile`]). What is in them is the same, and [`PodMemory::attach`] believes none of it
+//! file ([`podfile`]). What is in them is the same, and [`Attaching`] believes none of it
 //! before magic, version, checksum, kind, pod and sizes are checked.
 
 pub mod devdax;
