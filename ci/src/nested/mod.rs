@@ -213,9 +213,13 @@ fn attempt(
             Err(RecvTimeoutError::Timeout) => None,
             // Both ends of QEMU are closed and everything it sent was seen.
             Err(RecvTimeoutError::Disconnected) => {
-                let (reason, console) = (machine.stop(), tail.text());
+                let (mut reason, console) = (machine.stop(), tail.text());
+                if let Some(crash) = &tail.crash {
+                    reason = format!("its kernel crashed: {crash}");
+                }
                 // A program may power its host off; that is no crash.
-                return if up.is_none() || machine.crashed() || tail.tells_of_a_crash() {
+                let lost = up.is_none() || machine.crashed() || tail.crash.is_some();
+                return if lost {
                     Ok(Attempt::Lost { reason, console })
                 } else {
                     Err(NestedError::HostDied { reason, console })
@@ -285,11 +289,15 @@ fn pass_on(mut out: impl Write, data: &[u8]) -> Result<(), NestedError> {
 struct Tail {
     lines: VecDeque<String>,
     partial: Vec<u8>,
+    /// The first line that tells of a crash of the host's own kernel. Consoles of guests do not
+    /// come out here.
+    crash: Option<String>,
     copy: Option<std::fs::File>,
 }
 
 impl Tail {
     const LINES: usize = 40;
+    const CRASHES: [&str; 3] = ["Kernel panic", "BUG:", "Oops"];
 
     fn new(job: &Job) -> Result<Self, NestedError> {
         let create = |path| {
@@ -302,6 +310,7 @@ impl Tail {
         Ok(Self {
             lines: VecDeque::new(),
             partial: Vec::new(),
+            crash: None,
             copy,
         })
     }
@@ -318,19 +327,14 @@ impl Tail {
             }
             let line = String::from_utf8_lossy(&self.partial).trim_end().to_owned();
             self.partial.clear();
+            if self.crash.is_none() && Self::CRASHES.iter().any(|sign| line.contains(sign)) {
+                self.crash = Some(line.clone());
+            }
             self.lines.push_back(line);
             if self.lines.len() > Self::LINES {
                 self.lines.pop_front();
             }
         }
-    }
-
-    /// Whether the host's own kernel crashed. Consoles of guests do not come out here.
-    fn tells_of_a_crash(&self) -> bool {
-        let signs = ["Kernel panic", "BUG:", "Oops"];
-        self.lines
-            .iter()
-            .any(|line| signs.iter().any(|sign| line.contains(sign)))
     }
 
     fn text(&self) -> String {
