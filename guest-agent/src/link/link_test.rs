@@ -423,3 +423,25 @@ fn a_port_without_a_host_does_not_burn_the_processor() {
     assert!(wakeups <= 3, "{wakeups} wake-ups");
     link.log("to nobody");
 }
+
+#[test]
+fn a_port_that_cannot_be_opened_again_is_tried_until_it_can() {
+    let poller = Poller::new().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("port");
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    let endpoint = Endpoint::Port(theirs.into(), path.clone());
+    let mut link = Link::new(Some(endpoint), introduction(), None, &poller).unwrap();
+    let mut manager = Manager::new(ours);
+    let version = ABI_VERSION;
+    manager.send(&ToAgent::Hello { version, pod_id: 1 });
+    manager.stream.write_all(b"nonsense nonsense").unwrap();
+    link.on_stream(&poller);
+    assert!(link.endpoint.is_none());
+    link.tick(&poller, Instant::now());
+    assert!(link.endpoint.is_none());
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    link.tick(&poller, Instant::now());
+    assert!(matches!(link.endpoint, Some(Endpoint::Port(..))));
+}

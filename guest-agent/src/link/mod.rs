@@ -78,6 +78,8 @@ pub struct Link {
     unread: bool,
     /// Bytes have come through the port since it was opened.
     used: bool,
+    /// A port that could not be opened again yet.
+    closed: Option<PathBuf>,
     /// What no manager was there to hear.
     unheard: Option<String>,
     shutdown: Option<ShutdownRequest>,
@@ -114,6 +116,7 @@ impl Link {
             greeted: false,
             unread: false,
             used: false,
+            closed: None,
             unheard: None,
             shutdown: None,
         })
@@ -293,18 +296,23 @@ impl Link {
     }
 
     fn reopen(&mut self, poller: &Poller) {
-        self.used = false;
         // A port has one opener, so it is closed first.
         if let Some(Endpoint::Port(fd, path)) = self.endpoint.take() {
             drop(fd);
-            match port::open_port(&path) {
-                Ok(fd) => {
-                    if let Err(error) = poller.add(&fd, Source::Link, EDGES) {
-                        warn!("manager link: {error}");
-                    }
-                    self.endpoint = Some(Endpoint::Port(fd, path));
-                }
-                Err(error) => error!("manager link: {}: {error}", path.display()),
+            self.open(poller, path);
+        }
+    }
+
+    /// Opens the port; if that fails, the next tick tries again.
+    fn open(&mut self, poller: &Poller, path: PathBuf) {
+        self.used = false;
+        let opened =
+            port::open_port(&path).and_then(|fd| poller.add(&fd, Source::Link, EDGES).map(|()| fd));
+        match opened {
+            Ok(fd) => self.endpoint = Some(Endpoint::Port(fd, path)),
+            Err(error) => {
+                error!("manager link: {}: {error}", path.display());
+                self.closed = Some(path);
             }
         }
     }
@@ -367,6 +375,9 @@ impl Link {
             self.take_messages(poller);
         }
         self.commands.tick(&mut self.out, now);
+        if let Some(path) = self.closed.take() {
+            self.open(poller, path);
+        }
         self.on_stream(poller);
     }
 
