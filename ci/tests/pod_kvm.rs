@@ -112,40 +112,7 @@ fn two_guests_share_memory_and_a_job_survives_the_kill_of_one() {
         "{interrupts}"
     );
 
-    let words = sample_text(1 << 20);
-    load_job(&pod, "words", &words);
-    let workers: Vec<KillOnDrop> = (1..=2)
-        .map(|node| {
-            let mut command = pod.exec(node, &["lupin-wordcount", "work", "--job", "words"]);
-            KillOnDrop(
-                command
-                    .stdin(Stdio::null())
-                    .stdout(Stdio::null())
-                    .spawn()
-                    .expect("work"),
-            )
-        })
-        .collect();
-    pod.exec_ok(
-        1,
-        &[
-            "lupin-wordcount",
-            "status",
-            "--job",
-            "words",
-            "--until",
-            "10",
-        ],
-    )
-    .expect("10 %");
-    signal(&pod, 2, Signal::SIGKILL);
-    for (node, mut worker) in (1..).zip(workers) {
-        let status = worker.0.wait().expect("worker ends");
-        assert!(
-            node == 2 || status.success(),
-            "worker on node {node}: {status}"
-        );
-    }
+    let words = job_through_a_kill(&pod, 2, 2, 1 << 20);
     let events = expect_failure(&pod, 2, 1, Cause::VmmExit, LIMIT);
     assert_eq!(
         fence_path(&check_failure(&events, 2, 1, Cause::VmmExit)),

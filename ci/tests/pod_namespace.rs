@@ -19,40 +19,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 #[ignore = "needs root and the built products"]
 fn a_job_survives_the_kill_of_a_node_and_counts_every_word_once() {
     let pod = up(&namespace_spec("job", 3));
-    let words = sample_text(4 << 20);
-    load_job(&pod, "words", &words);
-    let workers: Vec<KillOnDrop> = (1..=3)
-        .map(|node| {
-            let mut command = pod.exec(node, &["lupin-wordcount", "work", "--job", "words"]);
-            KillOnDrop(
-                command
-                    .stdin(Stdio::null())
-                    .stdout(Stdio::null())
-                    .spawn()
-                    .expect("work"),
-            )
-        })
-        .collect();
-    pod.exec_ok(
-        1,
-        &[
-            "lupin-wordcount",
-            "status",
-            "--job",
-            "words",
-            "--until",
-            "10",
-        ],
-    )
-    .expect("10 %");
-    signal(&pod, 2, Signal::SIGKILL);
-    for (node, mut worker) in (1..).zip(workers) {
-        let status = worker.0.wait().expect("worker ends");
-        assert!(
-            node == 2 || status.success(),
-            "worker on node {node}: {status}"
-        );
-    }
+    let words = job_through_a_kill(&pod, 3, 2, 4 << 20);
     expect_failure(&pod, 2, 1, Cause::VmmExit, LIMIT);
     check_job(&pod, 2, "words", &words);
 }

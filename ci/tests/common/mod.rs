@@ -6,7 +6,7 @@ pub mod pod;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use lupin_abi::event::{Cause, Event, EventKind, FencePath};
@@ -190,6 +190,45 @@ pub fn load_job(pod: &Pod, job: &str, text: &[u8]) {
         .expect("text");
     let status = child.wait().expect("load ends");
     assert!(status.success(), "load: {status}");
+}
+
+/// Runs a job on nodes 1 to `nodes` and kills the process of `victim` in the middle of it; gives
+/// the text. Workers linger in each unit, so that there is a middle.
+pub fn job_through_a_kill(pod: &Pod, nodes: u32, victim: u32, bytes: usize) -> Vec<u8> {
+    let words = sample_text(bytes);
+    load_job(pod, "words", &words);
+    let work = [
+        "lupin-wordcount",
+        "work",
+        "--job",
+        "words",
+        "--linger-ms",
+        "20",
+    ];
+    let quiet = |mut command: Command| {
+        let command = command.stdin(Stdio::null()).stdout(Stdio::null());
+        KillOnDrop(command.spawn().expect("work starts"))
+    };
+    let workers: Vec<KillOnDrop> = (1..=nodes)
+        .map(|node| quiet(pod.exec(node, &work)))
+        .collect();
+    let until = [
+        "lupin-wordcount",
+        "status",
+        "--job",
+        "words",
+        "--until",
+        "10",
+    ];
+    pod.exec_ok(1, &until).expect("10 %");
+    signal(pod, victim, Signal::SIGKILL);
+    for (node, mut worker) in (1..).zip(workers) {
+        let status = worker.0.wait().expect("worker ends");
+        // 125: the node was lost, so its worker was still at work when it was killed.
+        let expected = if node == victim { 125 } else { 0 };
+        assert_eq!(status.code(), Some(expected), "worker on node {node}");
+    }
+    words
 }
 
 /// Checks a finished job against the plain count and its own audit, read on `node`.
