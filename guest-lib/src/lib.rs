@@ -46,13 +46,20 @@
 //! ```
 #![deny(missing_docs)]
 
+pub mod buddy;
 pub mod client;
+pub mod collections;
+pub mod epoch;
+pub mod heap;
 pub mod liveness;
 pub mod lock;
+pub mod log;
+#[allow(dead_code, reason = "the set of accesses is kept complete")]
+mod mem;
 pub mod offset_ptr;
 pub mod pod_safe;
 pub mod shm;
-mod store;
+pub mod sync;
 #[cfg(test)]
 mod test_memory;
 pub mod wait;
@@ -63,4 +70,4 @@ pub use lupin_abi as abi;
 pub use lupin_abi::{Generation, InstanceId, NodeId, ThreadId};
 #[cfg(feature = "crash-points")]
 #[doc(hidden)]
-pub use store::crash;
+pub use mem::{crash, probe};

@@ -38,7 +38,7 @@ use lupin_abi::InstanceId;
 use lupin_abi::system::LockWords;
 
 use crate::liveness::Liveness;
-use crate::store::{cas64, store32, swap32};
+use crate::mem::{cas64, store32, swap32};
 use crate::wait::{Pacer, deadline_after, wake};
 
 /// Why a lock was not acquired or released.

@@ -1,6 +1,6 @@
 use super::*;
-use crate::store::crash::{Ended, count, dies_after};
-use crate::store::store64;
+use crate::mem::crash::{Ended, count, dies_after};
+use crate::mem::store64;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Barrier, RwLock};

@@ -17,9 +17,9 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use crate::mem::{cas64, store64};
 use crate::pod_safe::{PodSafe, PodShared};
 use crate::shm::{Mapping, ShmError};
-use crate::store::{cas64, store64};
 
 /// The word of a pointer to its own address: farther than any mapping is long.
 const TO_ITSELF: u64 = 1 << 63;

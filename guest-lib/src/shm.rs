@@ -217,7 +217,7 @@ impl Mapping {
         for (chunk, word) in middle.chunks_exact(8).zip(words) {
             let mut value = [0; 8];
             value.copy_from_slice(chunk);
-            crate::store::fill64(word, u64::from_ne_bytes(value));
+            crate::mem::fill64(word, u64::from_ne_bytes(value));
         }
         store_bytes(tail, last);
         Ok(())
@@ -272,7 +272,7 @@ fn load_bytes(cells: &[AtomicU8], out: &mut [u8]) {
 
 fn store_bytes(cells: &[AtomicU8], bytes: &[u8]) {
     for (byte, cell) in bytes.iter().zip(cells) {
-        crate::store::fill8(cell, *byte);
+        crate::mem::fill8(cell, *byte);
     }
 }
 

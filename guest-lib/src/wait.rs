@@ -107,7 +107,7 @@ fn futex_wait(word: &AtomicU32, seen: u32, bound: Duration) {
 
 /// Wakes up to `count` sleepers of this node.
 pub(crate) fn wake(word: &AtomicU32, count: i32) {
-    crate::store::add32(word, 1, Ordering::SeqCst);
+    crate::mem::add32(word, 1, Ordering::SeqCst);
     // SAFETY: the kernel uses the address as a key and does not write to it.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, count) };
 }

@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 use super::error::WorkError;
 use super::job::Job;
 use super::layout::{BLOCK, checksum};
-use crate::store::cas64;
+use crate::mem::cas64;
 
 const END_BITS: u32 = 26;
 const BLOCKS_BITS: u32 = 18;

@@ -10,8 +10,8 @@ use super::error::WorkError;
 use super::layout::{FIELDS, JOB_MAGIC, JobHeader, JobSpec, Places, UnitLine, checksum};
 use super::phase::Phase;
 use crate::liveness::Liveness;
+use crate::mem::{cas64, store32, store64};
 use crate::shm::Mapping;
-use crate::store::{cas64, store32, store64};
 use crate::wait::{Pacer, deadline_after};
 
 /// How long a segment may be without a creator before that one is taken for dead: nobody can

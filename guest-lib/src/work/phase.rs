@@ -11,7 +11,7 @@ use super::error::WorkError;
 use super::job::Job;
 use super::layout::UnitLine;
 use crate::liveness::Liveness;
-use crate::store::{add32, add64, cas64};
+use crate::mem::{add32, add64, cas64};
 use crate::wait::Pacer;
 
 /// How long a worker that has nothing else left to do waits for somebody alive before it

@@ -1,7 +1,7 @@
 use super::*;
 use crate::liveness::Liveness;
+use crate::mem::crash::{Ended, count, dies_after};
 use crate::shm::{Access, Mapping};
-use crate::store::crash::{Ended, count, dies_after};
 use lupin_abi::InstanceId;
 use std::collections::HashSet;
 use std::sync::RwLock;

@@ -1,0 +1,1 @@
+//! Large chunks, from a buddy allocator that any survivor can finish for a dead owner.

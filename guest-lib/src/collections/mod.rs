@@ -1,0 +1,1 @@
+//! Data structures in a heap, for any number of nodes.

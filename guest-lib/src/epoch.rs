@@ -1,0 +1,1 @@
+//! Memory that is freed only when nobody alive can still read it.

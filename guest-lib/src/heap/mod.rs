@@ -1,0 +1,1 @@
+//! A heap in a segment.

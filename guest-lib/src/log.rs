@@ -1,0 +1,1 @@
+//! One atomic change of several words of pod memory.

@@ -1,0 +1,1 @@
+//! What threads of several nodes wait for, besides locks.
