@@ -11,6 +11,7 @@ use crate::demo::{self, DemoArgs, DemoError};
 use crate::host::{self, RunError, say};
 use crate::nested::{self, Ending, Job, NestedError};
 use crate::products::{self, Profile};
+use crate::prover::{self, Prover, ProverArgs};
 use crate::setup::{self, Component, Series};
 use crate::story::{self, StoryArgs};
 use crate::test::{self, TestArgs, TestError};
@@ -46,6 +47,14 @@ enum Command {
     Test(TestArgs),
     /// Show a pod that loses a node in the middle of a job and gives the right answer
     Demo(DemoArgs),
+    /// End every operation of the library at every instruction and every store, and recover it
+    Crash(ProverArgs),
+    /// Leave out one store of the library at a time; the crash suite must notice
+    Mutants(ProverArgs),
+    /// Check the library's algorithms with loom and shuttle
+    Models(ProverArgs),
+    /// Measure the library against its peers: locks, alloc, structures
+    Bench(ProverArgs),
     /// Check licences, sources and advisories of all dependencies (installs cargo-deny)
     Deny,
     /// The demo's story, told on this very machine; `demo` runs it in the right place
@@ -256,6 +265,10 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         }
         Command::Test(args) => Ok(u8::from(!test::run(&args)?)),
         Command::Demo(args) => Ok(demo::run(&args)?),
+        Command::Crash(args) => Ok(prover::run(Prover::Crash, &args)?),
+        Command::Mutants(args) => Ok(prover::run(Prover::Mutants, &args)?),
+        Command::Models(args) => Ok(prover::run(Prover::Models, &args)?),
+        Command::Bench(args) => Ok(prover::run(Prover::Bench, &args)?),
         Command::Deny => {
             deny()?;
             Ok(0)

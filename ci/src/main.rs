@@ -11,6 +11,7 @@ mod nested;
 )]
 mod pod;
 mod products;
+mod prover;
 mod setup;
 mod story;
 mod test;

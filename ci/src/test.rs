@@ -19,6 +19,7 @@ use crate::host::{self, RunError, say};
 use crate::leftovers::Watch;
 use crate::nested::{HOST_KERNEL, RETRY_REPORT, runner};
 use crate::products::{self, Profile};
+use crate::prover::{self, Prover};
 use crate::setup::{self, Component, SetupError};
 
 /// Seconds that the tests of one binary may take in the nested host.
@@ -52,16 +53,19 @@ pub(crate) enum Step {
     Lint,
     /// Tests that need nothing but a process
     Unit,
+    /// The short form of the crash suite and of its mutants
+    Proofs,
     /// Pods of namespace nodes, natively; needs root
     Namespace,
     /// Tests that need KVM, in the nested host
     Nested,
 }
 
-const STEPS: [Step; 5] = [
+const STEPS: [Step; 6] = [
     Step::Format,
     Step::Lint,
     Step::Unit,
+    Step::Proofs,
     Step::Namespace,
     Step::Nested,
 ];
@@ -72,6 +76,7 @@ impl fmt::Display for Step {
             Step::Format => "formatting",
             Step::Lint => "lints",
             Step::Unit => "unit tests",
+            Step::Proofs => "proofs",
             Step::Namespace => "namespace pods",
             Step::Nested => "nested host",
         })
@@ -215,6 +220,11 @@ impl Context {
                 let mut cargo = host::cargo("test");
                 cargo.args(["--workspace", "--no-fail-fast"]);
                 self.run_tests(&mut cargo, &[])?;
+            }
+            Step::Proofs => {
+                for prover in [Prover::Crash, Prover::Mutants] {
+                    self.cargo(prover::command(prover)?.arg("--short"))?;
+                }
             }
             Step::Namespace => {
                 products::build(Profile::Dev)?;

@@ -8,8 +8,10 @@
 //!
 //! Emulation is slow and, once in a while, a boot hangs or the emulated kernel
 //! crashes in the midst of KVM. So booting has a time limit of its own, and a lost
-//! host one retry from the beginning, which is counted and reported. Only the loss
-//! of the host counts for that, never a failure of the program.
+//! host one retry from the beginning, which is counted and reported. A failure of the
+//! program is none of that, with one exception that a job may name: a symptom in its output
+//! (for tests, the triple fault of a guest that boots and runs thousands of times without one)
+//! which says that the emulated processor went wrong.
 
 mod image;
 pub(crate) mod init;
@@ -61,6 +63,8 @@ pub(crate) struct Job {
     pub(crate) kernel: Series,
     /// Where to copy the host's console; it is shown anyway when the host fails.
     pub(crate) console: Option<PathBuf>,
+    /// Words in the program's output which say, if the program fails, that the emulator did.
+    pub(crate) symptom: Option<&'static str>,
 }
 
 impl Job {
@@ -77,6 +81,7 @@ impl Job {
             memory: "4G".into(),
             kernel: HOST_KERNEL,
             console: None,
+            symptom: None,
         }
     }
 }
@@ -206,6 +211,7 @@ fn attempt(
     let started = Instant::now();
     let mut machine = Machine::start(cache, image, job)?;
     let mut tail = Tail::new(job)?;
+    let mut symptom = Symptom::new(job);
     let mut up: Option<Instant> = None;
     loop {
         let event = match machine.events.recv_timeout(host::POLL) {
@@ -240,9 +246,24 @@ fn attempt(
                 say!("nested host up in {:.1} s", started.elapsed().as_secs_f32());
                 up = Some(Instant::now());
             }
-            Some(Event::Frame(Frame::Stdout(data))) => pass_on(io::stdout(), &data)?,
-            Some(Event::Frame(Frame::Stderr(data))) => pass_on(io::stderr(), &data)?,
+            Some(Event::Frame(Frame::Stdout(data))) => {
+                symptom.look(&data);
+                pass_on(io::stdout(), &data)?;
+            }
+            Some(Event::Frame(Frame::Stderr(data))) => {
+                symptom.look(&data);
+                pass_on(io::stderr(), &data)?;
+            }
             Some(Event::Frame(Frame::Failed(reason))) => return Err(NestedError::Failed(reason)),
+            Some(Event::Frame(Frame::Exited(code))) if code != 0 && symptom.is_seen => {
+                return Ok(Attempt::Lost {
+                    reason: format!(
+                        "the program failed (exit status {code}), and its output tells of a {}",
+                        symptom.words
+                    ),
+                    console: tail.text(),
+                });
+            }
             Some(Event::Frame(Frame::Exited(code))) => {
                 return Ok(Attempt::Ended(ended(Ending::Exited(code), up, retries)));
             }
@@ -283,6 +304,38 @@ fn pass_on(mut out: impl Write, data: &[u8]) -> Result<(), NestedError> {
     out.write_all(data)
         .and_then(|()| out.flush())
         .map_err(NestedError::Output)
+}
+
+/// Looks for a job's symptom in a stream that comes in pieces.
+struct Symptom {
+    words: &'static str,
+    is_seen: bool,
+    /// The end of the last piece, in which the words may have begun.
+    rest: Vec<u8>,
+}
+
+impl Symptom {
+    fn new(job: &Job) -> Self {
+        Self {
+            words: job.symptom.unwrap_or_default(),
+            is_seen: false,
+            rest: Vec::new(),
+        }
+    }
+
+    fn look(&mut self, data: &[u8]) {
+        let length = self.words.len();
+        if length == 0 || self.is_seen {
+            return;
+        }
+        self.rest.extend_from_slice(data);
+        self.is_seen = self
+            .rest
+            .windows(length)
+            .any(|window| window == self.words.as_bytes());
+        self.rest
+            .drain(..self.rest.len().saturating_sub(length - 1));
+    }
 }
 
 /// The last lines of the console.
@@ -347,5 +400,32 @@ impl Tail {
         } else {
             lines.join("\n")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_symptom_is_seen_across_pieces_and_only_if_it_is_there() {
+        let mut job = Job::new("x", Vec::new());
+        job.symptom = Some("triple fault");
+        for pieces in [&["a triple fault!"][..], &["trip", "le", " fau", "lt"]] {
+            let mut symptom = Symptom::new(&job);
+            for piece in pieces {
+                assert!(!symptom.is_seen);
+                symptom.look(piece.as_bytes());
+            }
+            assert!(symptom.is_seen);
+        }
+        let mut symptom = Symptom::new(&job);
+        symptom.look(b"triple");
+        symptom.look(b"fault");
+        assert!(!symptom.is_seen);
+        job.symptom = None;
+        let mut symptom = Symptom::new(&job);
+        symptom.look(b"anything");
+        assert!(!symptom.is_seen);
     }
 }

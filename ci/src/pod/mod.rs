@@ -309,8 +309,30 @@ impl Pod {
     }
 }
 
+/// The last bytes of every log under a folder, for whoever must find out why a test failed.
+fn show_logs(folder: &Path) {
+    const LAST: usize = 4096;
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            show_logs(&path);
+        } else if path.extension().is_some_and(|extension| extension == "log") {
+            let log = std::fs::read(&path).unwrap_or_default();
+            let last = &log[log.len().saturating_sub(LAST)..];
+            let text = String::from_utf8_lossy(last);
+            eprintln!("--- the end of {}\n{}", path.display(), text.trim_end());
+        }
+    }
+}
+
 impl Drop for Pod {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            show_logs(&self.runtime());
+        }
         let _ = self.verb("down").stdin(Stdio::null()).output();
     }
 }
