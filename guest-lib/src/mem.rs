@@ -171,6 +171,7 @@ pub fn fill8(cell: &AtomicU8, value: u8) {
 
 /// Orders accesses of the calling thread, as [`core::sync::atomic::fence`].
 #[inline(always)]
+#[cfg_attr(any(test, feature = "crash-points"), track_caller)]
 pub fn fence(order: Ordering) {
     #[cfg(any(test, feature = "crash-points"))]
     if probe::access(0, 0, Kind::Fence, order).is_some() {
@@ -184,9 +185,42 @@ pub fn fence(order: Ordering) {
 #[inline(always)]
 pub fn gave_way() -> bool {
     #[cfg(any(test, feature = "crash-points"))]
-    if probe::pause() {
+    if probe::tell(|probe| probe.pause()) {
         return true;
     }
+    false
+}
+
+/// Whether a probe is installed: time does not pass then, and only [`gave_way`], [`slept`] and
+/// accesses let others run.
+#[inline(always)]
+pub fn is_modelled() -> bool {
+    #[cfg(any(test, feature = "crash-points"))]
+    if probe::tell(|_| ()) {
+        return true;
+    }
+    false
+}
+
+/// Sleeps in a probe's scheduler while `word` holds `seen`; false without a probe.
+#[inline(always)]
+pub fn slept(word: &AtomicU32, seen: u32) -> bool {
+    #[cfg(any(test, feature = "crash-points"))]
+    if probe::tell(|probe| probe.sleep(word.as_ptr().addr(), seen)) {
+        return true;
+    }
+    let _ = (word, seen);
+    false
+}
+
+/// Wakes sleepers of a probe's scheduler; false without a probe.
+#[inline(always)]
+pub fn woke(word: &AtomicU32, count: i32) -> bool {
+    #[cfg(any(test, feature = "crash-points"))]
+    if probe::tell(|probe| probe.wake(word.as_ptr().addr(), count)) {
+        return true;
+    }
+    let _ = (word, count);
     false
 }
 

@@ -47,7 +47,7 @@ impl Pacer {
 
     /// Pauses a moment on the processor; false once the time for that is used up.
     pub(crate) fn spin(&mut self) -> bool {
-        if self.spins >= SPINS {
+        if self.spins >= SPINS || crate::mem::is_modelled() {
             return false;
         }
         // 1, 2, 4, ... 16 pauses: the line of the lock is left alone for ever longer.
@@ -81,6 +81,9 @@ impl Pacer {
 }
 
 fn futex_wait(word: &AtomicU32, seen: u32, bound: Duration) {
+    if crate::mem::slept(word, seen) {
+        return;
+    }
     let timeout = libc::timespec {
         tv_sec: bound.as_secs() as libc::time_t,
         tv_nsec: bound.subsec_nanos().into(),
@@ -108,6 +111,9 @@ fn futex_wait(word: &AtomicU32, seen: u32, bound: Duration) {
 /// Wakes up to `count` sleepers of this node.
 pub(crate) fn wake(word: &AtomicU32, count: i32) {
     crate::mem::add32(word, 1, Ordering::SeqCst);
+    if crate::mem::woke(word, count) {
+        return;
+    }
     // SAFETY: the kernel uses the address as a key and does not write to it.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, count) };
 }

@@ -1,7 +1,10 @@
 //! Another memory under this crate, for model checkers.
 
 use core::cell::Cell;
+use core::panic::Location;
 use core::sync::atomic::Ordering;
+
+use super::crash::Site;
 
 /// What an access does. Narrow values are zero-extended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +45,29 @@ pub trait Probe {
     /// swap has stored if that is what it expected.
     fn access(&self, address: usize, width: usize, kind: Kind, order: Ordering) -> u64;
 
+    /// As [`access`](Self::access), and told which line of the source asks.
+    fn access_at(
+        &self,
+        _site: Site,
+        address: usize,
+        width: usize,
+        kind: Kind,
+        order: Ordering,
+    ) -> u64 {
+        self.access(address, width, kind, order)
+    }
+
     /// Lets others run, because the caller waits for one of them.
     fn pause(&self);
+
+    /// Sleeps until the half word at `address` is woken, unless it no longer holds `seen`. May
+    /// return early.
+    fn sleep(&self, _address: usize, _seen: u32) {
+        self.pause();
+    }
+
+    /// Wakes up to `count` sleepers of the half word at `address`.
+    fn wake(&self, _address: usize, _count: i32) {}
 }
 
 thread_local! {
@@ -62,13 +86,15 @@ pub fn with<T>(probe: &'static dyn Probe, body: impl FnOnce() -> T) -> T {
     body()
 }
 
+#[track_caller]
 pub(super) fn access(address: usize, width: usize, kind: Kind, order: Ordering) -> Option<u64> {
-    Some(PROBE.get()?.access(address, width, kind, order))
+    let probe = PROBE.get()?;
+    let here = Location::caller();
+    let site = (here.file(), here.line(), here.column());
+    Some(probe.access_at(site, address, width, kind, order))
 }
 
-pub(super) fn pause() -> bool {
-    PROBE.get().is_some_and(|probe| {
-        probe.pause();
-        true
-    })
+/// Tells the probe, if there is one.
+pub(super) fn tell(what: impl FnOnce(&dyn Probe)) -> bool {
+    PROBE.get().map(what).is_some()
 }
