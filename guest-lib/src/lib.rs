@@ -68,6 +68,9 @@ pub mod work;
 pub use client::{ClientError, Events, Happening, Patience, Pod, Segment, Thread};
 pub use lupin_abi as abi;
 pub use lupin_abi::{Generation, InstanceId, NodeId, ThreadId};
+/// Whether accesses to pod memory are counted in this build: for programs that measure.
+#[doc(hidden)]
+pub const HAS_CRASH_POINTS: bool = cfg!(feature = "crash-points");
 #[cfg(feature = "crash-points")]
 #[doc(hidden)]
 pub use mem::{crash, probe};

@@ -24,20 +24,23 @@ pub(crate) fn deadline_after(timeout: Duration) -> Instant {
 }
 
 /// Paces one wait.
+// Hidden and not private, as all of it: the peers of the benchmarks wait by the same policy.
+#[doc(hidden)]
 #[derive(Debug)]
-pub(crate) struct Pacer {
+pub struct Pacer {
     spins: u32,
     sleep: Duration,
     deadline: Option<Instant>,
 }
 
 /// The deadline has passed.
+#[doc(hidden)]
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct TimedOut;
+pub struct TimedOut;
 
 impl Pacer {
     /// A wait that ends at `deadline`, or never.
-    pub(crate) fn new(deadline: Option<Instant>) -> Self {
+    pub fn new(deadline: Option<Instant>) -> Self {
         Self {
             spins: 0,
             sleep: FIRST_SLEEP,
@@ -46,7 +49,7 @@ impl Pacer {
     }
 
     /// Pauses a moment on the processor; false once the time for that is used up.
-    pub(crate) fn spin(&mut self) -> bool {
+    pub fn spin(&mut self) -> bool {
         if self.spins >= SPINS || crate::mem::is_modelled() {
             return false;
         }
@@ -59,7 +62,7 @@ impl Pacer {
     }
 
     /// Sleeps until `word` is woken, or no longer holds `seen`, or this sleep's bound is over.
-    pub(crate) fn sleep_on(&mut self, word: &AtomicU32, seen: u32) -> Result<(), TimedOut> {
+    pub fn sleep_on(&mut self, word: &AtomicU32, seen: u32) -> Result<(), TimedOut> {
         let mut bound = self.sleep;
         if let Some(deadline) = self.deadline {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -74,7 +77,7 @@ impl Pacer {
     }
 
     /// Sleeps this sleep's bound.
-    pub(crate) fn sleep(&mut self) -> Result<(), TimedOut> {
+    pub fn sleep(&mut self) -> Result<(), TimedOut> {
         let nobody_wakes = AtomicU32::new(0);
         self.sleep_on(&nobody_wakes, 0)
     }
@@ -109,7 +112,8 @@ fn futex_wait(word: &AtomicU32, seen: u32, bound: Duration) {
 }
 
 /// Wakes up to `count` sleepers of this node.
-pub(crate) fn wake(word: &AtomicU32, count: i32) {
+#[doc(hidden)]
+pub fn wake(word: &AtomicU32, count: i32) {
     crate::mem::add32(word, 1, Ordering::SeqCst);
     if crate::mem::woke(word, count) {
         return;

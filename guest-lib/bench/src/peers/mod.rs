@@ -1,0 +1,5 @@
+//! What the library is measured against, where that is no crate of others: the same algorithms
+//! without recovery, and the C library's robust mutex.
+
+pub mod robust;
+pub mod tatas;
