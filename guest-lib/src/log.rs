@@ -1,1 +1,0 @@
-//! One atomic change of several words of pod memory.
