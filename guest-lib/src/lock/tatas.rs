@@ -26,9 +26,6 @@
 //! A dead owner's name stays in `owner` until the repair is declared, so that it cannot get lost
 //! between two recoverers; a log kept under that name can be found by any of them. After every
 //! single store of these transitions the lock is in one of the states above.
-//!
-//! One instance is one thread of control: threads that share an instance (an agent's) put a
-//! process-local mutex around their use of the lock.
 
 use core::sync::atomic::Ordering;
 use core::time::Duration;
@@ -37,72 +34,16 @@ use std::time::Instant;
 use lupin_abi::InstanceId;
 use lupin_abi::system::LockWords;
 
+use super::sealed::Hold;
+use super::{Acquired, LockError, LockGuard, OrphanGuard, check};
 use crate::liveness::Liveness;
-use crate::mem::{cas64, store32, swap32};
+use crate::mem::{cas64, load32, load64, store32, swap32};
 use crate::wait::{Pacer, deadline_after, wake};
-
-/// Why a lock was not acquired or released.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LockError {
-    /// The lock was held all the time.
-    #[error("the lock was held by {holder} for all of {waited:?}")]
-    Timeout {
-        /// Who holds it, or repairs it.
-        holder: InstanceId,
-        /// How long the caller waited.
-        waited: Duration,
-    },
-    /// The lock is held by the instance that asks for it.
-    #[error(
-        "{0} already holds this lock: either a deadlock, or what an earlier process of the same \
-         instance left, which resolve_own() repairs"
-    )]
-    Deadlock(InstanceId),
-    /// The instance that asks is no instance.
-    #[error("{0} cannot own a lock")]
-    NoInstance(InstanceId),
-    /// The caller was declared dead while it held the lock, and somebody took it over.
-    #[error("the lock was taken over from {0}, which had been declared dead")]
-    Lost(InstanceId),
-}
 
 /// A recoverable lock over words in pod memory.
 #[derive(Clone, Copy, Debug)]
 pub struct RecoverableLock<'a> {
     words: &'a LockWords,
-}
-
-/// What the new holder of a lock finds.
-#[derive(Debug)]
-#[must_use = "dropping it releases the lock at once"]
-pub enum Acquired<'a> {
-    /// The last holder released it.
-    Clean(LockGuard<'a>),
-    /// A holder died inside: the protected data may be half changed.
-    Orphaned(OrphanGuard<'a>),
-}
-
-impl<'a> Acquired<'a> {
-    /// The guard of consistent data, after `repair` if a holder died inside.
-    ///
-    /// `repair` is told the dead holder and must be repeatable: its caller may die, and the next
-    /// one runs it again.
-    ///
-    /// # Errors
-    /// Those of `repair` (the lock is then released and stays orphaned), and
-    /// [`LockError::Lost`].
-    pub fn or_repair<E: From<LockError>>(
-        self,
-        repair: impl FnOnce(InstanceId) -> Result<(), E>,
-    ) -> Result<LockGuard<'a>, E> {
-        match self {
-            Self::Clean(guard) => Ok(guard),
-            Self::Orphaned(orphan) => {
-                repair(orphan.previous())?;
-                Ok(orphan.repaired()?)
-            }
-        }
-    }
 }
 
 impl<'a> RecoverableLock<'a> {
@@ -160,8 +101,8 @@ impl<'a> RecoverableLock<'a> {
     ) -> Result<Option<OrphanGuard<'a>>, LockError> {
         check(me)?;
         let own = me.word();
-        if self.words.owner.load(Ordering::Acquire) != own
-            && self.words.recoverer.load(Ordering::Acquire) != own
+        if load64(&self.words.owner, Ordering::Acquire) != own
+            && load64(&self.words.recoverer, Ordering::Acquire) != own
         {
             return Ok(None);
         }
@@ -172,8 +113,8 @@ impl<'a> RecoverableLock<'a> {
     /// Who holds the lock or repairs it, and which dead holder waits for repair. A snapshot for
     /// people.
     pub fn inspect<J: Liveness>(&self, judge: &J) -> LockState {
-        let owner = InstanceId::from_word(self.words.owner.load(Ordering::Acquire));
-        let recoverer = InstanceId::from_word(self.words.recoverer.load(Ordering::Acquire));
+        let owner = InstanceId::from_word(load64(&self.words.owner, Ordering::Acquire));
+        let recoverer = InstanceId::from_word(load64(&self.words.recoverer, Ordering::Acquire));
         if owner.is_none() {
             LockState::Free
         } else if judge.is_alive(owner) {
@@ -204,7 +145,7 @@ impl<'a> RecoverableLock<'a> {
         loop {
             // Test before test-and-set: waiters share the line until it changes. Acquire: a dead
             // owner's word leads to the judge's tables.
-            let owner = InstanceId::from_word(self.words.owner.load(Ordering::Acquire));
+            let owner = InstanceId::from_word(load64(&self.words.owner, Ordering::Acquire));
             if owner.is_none() {
                 if cas64(&self.words.owner, 0, me.word(), Ordering::Acquire).is_ok() {
                     return Ok(Acquired::Clean(self.guard(me, slept)));
@@ -212,7 +153,7 @@ impl<'a> RecoverableLock<'a> {
                 continue;
             }
             // Held, or held in a dead owner's place, by the caller itself.
-            if owner == me || self.words.recoverer.load(Ordering::Relaxed) == me.word() {
+            if owner == me || load64(&self.words.recoverer, Ordering::Relaxed) == me.word() {
                 return Err(LockError::Deadlock(me));
             }
             if !judge.is_alive(owner)
@@ -230,8 +171,8 @@ impl<'a> RecoverableLock<'a> {
             // read below is the released word. Both sides store one word and load the other, so
             // nothing weaker decides who sees whom.
             store32(&self.words.waiters, 1, Ordering::SeqCst);
-            let seen = self.words.wake.load(Ordering::SeqCst);
-            if self.words.owner.load(Ordering::SeqCst) != owner.word() {
+            let seen = load32(&self.words.wake, Ordering::SeqCst);
+            if load64(&self.words.owner, Ordering::SeqCst) != owner.word() {
                 continue;
             }
             slept = true;
@@ -243,7 +184,7 @@ impl<'a> RecoverableLock<'a> {
 
     /// Takes charge of a dead owner's lock, unless somebody alive has done so or there is none.
     fn recover<J: Liveness>(&self, me: InstanceId, judge: &J) -> Option<OrphanGuard<'a>> {
-        let recoverer = self.words.recoverer.load(Ordering::Acquire);
+        let recoverer = load64(&self.words.recoverer, Ordering::Acquire);
         if recoverer != 0 && judge.is_alive(InstanceId::from_word(recoverer)) {
             return None;
         }
@@ -258,28 +199,17 @@ impl<'a> RecoverableLock<'a> {
         .ok()?;
         // The owner may have been repaired and replaced between the caller's look and the swap.
         // From here on only this instance can move a dead owner, so what is dead now stays.
-        let owner = InstanceId::from_word(self.words.owner.load(Ordering::Acquire));
+        let owner = InstanceId::from_word(load64(&self.words.owner, Ordering::Acquire));
         if owner.is_none() || judge.is_alive(owner) {
             self.let_go(me);
             return None;
         }
-        Some(OrphanGuard {
-            lock: *self,
-            me,
-            previous: owner,
-        })
-    }
-
-    fn let_go(&self, me: InstanceId) {
-        // Release: the next recoverer sees what this one did. Fails only for an instance that
-        // was declared dead meanwhile, whose place is taken.
-        let _ = cas64(&self.words.recoverer, me.word(), 0, Ordering::AcqRel);
-        self.wake_one();
+        Some(OrphanGuard::new(*self, me, owner))
     }
 
     fn wake_one(&self) {
         // SeqCst: see `acquire`. The load keeps the uncontended release free of a store.
-        if self.words.waiters.load(Ordering::SeqCst) != 0 {
+        if load32(&self.words.waiters, Ordering::SeqCst) != 0 {
             // Cleared, not counted down: a count would stay too high for ever after the death of
             // a sleeper. Whoever has slept sets it again when its turn to release comes.
             swap32(&self.words.waiters, 0, Ordering::SeqCst);
@@ -292,29 +222,18 @@ impl<'a> RecoverableLock<'a> {
             // Others may still be asleep behind the flag that woke this one.
             store32(&self.words.waiters, 1, Ordering::Relaxed);
         }
-        LockGuard {
-            lock: *self,
-            me,
-            released: false,
-        }
+        LockGuard::new(*self, me)
     }
 
     fn timed_out(&self, start: Instant) -> LockError {
-        let owner = self.words.owner.load(Ordering::Relaxed);
-        let recoverer = self.words.recoverer.load(Ordering::Relaxed);
+        let owner = load64(&self.words.owner, Ordering::Relaxed);
+        let recoverer = load64(&self.words.recoverer, Ordering::Relaxed);
         let holder = if recoverer == 0 { owner } else { recoverer };
         LockError::Timeout {
             holder: InstanceId::from_word(holder),
             waited: start.elapsed(),
         }
     }
-}
-
-fn check(me: InstanceId) -> Result<(), LockError> {
-    if me.id() == 0 || me.generation() == 0 {
-        return Err(LockError::NoInstance(me));
-    }
-    Ok(())
 }
 
 /// The state of a lock, for people.
@@ -333,92 +252,43 @@ pub enum LockState {
     },
 }
 
-/// The lock is held, and what it protects is consistent. Dropping it releases the lock.
-#[derive(Debug)]
-pub struct LockGuard<'a> {
-    lock: RecoverableLock<'a>,
-    me: InstanceId,
-    released: bool,
-}
-
-impl LockGuard<'_> {
-    /// Releases the lock, and says if it was no longer the caller's to release.
-    ///
-    /// # Errors
-    /// [`LockError::Lost`]: the caller was declared dead and somebody else was let in. What it
-    /// changed since then may be mixed with another's changes.
-    pub fn unlock(mut self) -> Result<(), LockError> {
-        self.release()
-    }
-
-    fn release(&mut self) -> Result<(), LockError> {
-        if self.released {
-            return Ok(());
-        }
-        self.released = true;
-        let words = self.lock.words;
+impl Hold for RecoverableLock<'_> {
+    fn release(&self, me: InstanceId) -> Result<(), LockError> {
         // A swap and not a store: an instance declared dead must not free another's hold.
         // SeqCst: releases the critical section, and see `acquire` for the flag.
-        let released = cas64(&words.owner, self.me.word(), 0, Ordering::SeqCst);
-        self.lock.wake_one();
+        let released = cas64(&self.words.owner, me.word(), 0, Ordering::SeqCst);
+        self.wake_one();
         match released {
             Ok(_) => Ok(()),
-            Err(_) => Err(LockError::Lost(self.me)),
+            Err(_) => Err(LockError::Lost(me)),
         }
     }
-}
 
-impl Drop for LockGuard<'_> {
-    fn drop(&mut self) {
-        // Without a place to report a lost lock; `unlock` has one.
-        let _ = self.release();
-    }
-}
-
-/// The lock is held in a dead holder's place; what it protects may be half changed.
-///
-/// Dropping it lets the lock go unrepaired: the next to come gets it orphaned again.
-#[derive(Debug)]
-pub struct OrphanGuard<'a> {
-    lock: RecoverableLock<'a>,
-    me: InstanceId,
-    previous: InstanceId,
-}
-
-impl<'a> OrphanGuard<'a> {
-    /// The holder that died.
-    pub fn previous(&self) -> InstanceId {
-        self.previous
-    }
-
-    /// Declares the protected data consistent; the lock stays held.
-    ///
-    /// # Errors
-    /// [`LockError::Lost`]: the caller was itself declared dead, and another repairs or did.
-    pub fn repaired(self) -> Result<LockGuard<'a>, LockError> {
-        let words = self.lock.words;
+    fn adopt(&self, me: InstanceId, previous: InstanceId) -> Result<(), LockError> {
         // Release: whoever takes the lock after the caller's death sees the repair.
         let moved = cas64(
-            &words.owner,
-            self.previous.word(),
-            self.me.word(),
+            &self.words.owner,
+            previous.word(),
+            me.word(),
             Ordering::AcqRel,
         );
-        // Dropping `self` now lets go of the recoverer word, after the owner word has moved: a
-        // death in between leaves a hold of this instance, not a lock without an owner.
+        // After the owner word has moved: a death in between leaves a hold of this instance, not
+        // a lock without an owner.
+        self.let_go(me);
         match moved {
-            Ok(_) => Ok(self.lock.guard(self.me, false)),
-            Err(_) => Err(LockError::Lost(self.me)),
+            Ok(_) => Ok(()),
+            Err(_) => Err(LockError::Lost(me)),
         }
     }
-}
 
-impl Drop for OrphanGuard<'_> {
-    fn drop(&mut self) {
-        self.lock.let_go(self.me);
+    fn let_go(&self, me: InstanceId) {
+        // Release: the next recoverer sees what this one did. Fails only for an instance that
+        // was declared dead meanwhile, whose place is taken.
+        let _ = cas64(&self.words.recoverer, me.word(), 0, Ordering::AcqRel);
+        self.wake_one();
     }
 }
 
 #[cfg(test)]
-#[path = "lock_test.rs"]
-mod lock_test;
+#[path = "tatas_test.rs"]
+mod tatas_test;
