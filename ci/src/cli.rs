@@ -55,6 +55,8 @@ enum Command {
     Models(ProverArgs),
     /// Measure the library against its peers: locks, alloc, structures
     Bench(ProverArgs),
+    /// Fence nodes that store as fast as they can, and look for stores that come later
+    Fence(ProverArgs),
     /// Check licences, sources and advisories of all dependencies (installs cargo-deny)
     Deny,
     /// The demo's story, told on this very machine; `demo` runs it in the right place
@@ -269,6 +271,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Mutants(args) => Ok(prover::run(Prover::Mutants, &args)?),
         Command::Models(args) => Ok(prover::run(Prover::Models, &args)?),
         Command::Bench(args) => Ok(prover::run(Prover::Bench, &args)?),
+        Command::Fence(args) => Ok(prover::run(Prover::Fence, &args)?),
         Command::Deny => {
             deny()?;
             Ok(0)

@@ -1,6 +1,6 @@
-//! `cargo xtask crash|mutants|models|bench`: the programs that prove and measure.
+//! `cargo xtask crash|mutants|models|bench|fence`: the programs that prove and measure.
 //!
-//! They are programs of their own, since they link the library in builds of their own: with its
+//! They are programs of their own, since most link the library in builds of their own: with its
 //! accesses counted, or sent to a model checker, or as it is in products. Here they are built,
 //! optimised and one at a time, so that no feature of one gets into another.
 
@@ -16,6 +16,7 @@ pub(crate) enum Prover {
     Mutants,
     Models,
     Bench,
+    Fence,
 }
 
 impl Prover {
@@ -25,6 +26,7 @@ impl Prover {
             Prover::Crash | Prover::Mutants => "lupin-crash",
             Prover::Models => "lupin-models",
             Prover::Bench => "lupin-bench",
+            Prover::Fence => "lupin-fence",
         }
     }
 
@@ -33,7 +35,7 @@ impl Prover {
         match self {
             Prover::Crash => Some("crash"),
             Prover::Mutants => Some("mutants"),
-            Prover::Models | Prover::Bench => None,
+            Prover::Models | Prover::Bench | Prover::Fence => None,
         }
     }
 }
@@ -49,6 +51,10 @@ pub(crate) struct ProverArgs {
 
 /// Builds a program and returns the command that runs it.
 pub(crate) fn command(prover: Prover) -> Result<Command, RunError> {
+    if prover == Prover::Fence {
+        // It fences what the products run.
+        products::build(Profile::Release)?;
+    }
     let package = prover.package();
     say!("building {package}");
     host::run_ok(host::cargo("build").args(["--release", "--quiet", "--package", package]))?;

@@ -53,7 +53,7 @@ pub(crate) enum Step {
     Lint,
     /// Tests that need nothing but a process
     Unit,
-    /// The short form of the crash suite and of its mutants
+    /// The short forms of the crash suite, of its mutants, and of the fence's proof
     Proofs,
     /// Pods of namespace nodes, natively; needs root
     Namespace,
@@ -225,6 +225,7 @@ impl Context {
                 for prover in [Prover::Crash, Prover::Mutants] {
                     self.cargo(prover::command(prover)?.arg("--short"))?;
                 }
+                self.cargo(prover::command(Prover::Fence)?.args(["--count", "20"]))?;
             }
             Step::Namespace => {
                 products::build(Profile::Dev)?;

@@ -11,6 +11,9 @@ use crate::vcpu::CpuSpec;
 /// The exit status says how it ended: 0 power-off, 1 internal error, 2 bad arguments,
 /// 3 guest reset, 4 guest panic, 5 guest crash, 6 stopped by request (SIGTERM, SIGINT, control
 /// socket), 7 KVM missing or unusable.
+///
+/// While the guest starts, the VMM tries whether this KVM can run a kernel at all, and gives up
+/// if it cannot. LUPIN_VMM_KVM_CHECK=off leaves that out, for guests that are no kernels.
 #[derive(Clone, Debug, clap::Args)]
 pub struct RunArgs {
     /// Linux kernel: a bzImage with a 64-bit entry point, as distributions ship it
