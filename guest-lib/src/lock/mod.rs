@@ -116,6 +116,7 @@ pub struct LockGuard<'a, L: Hold = RecoverableLock<'a>> {
 }
 
 impl<L: Hold> LockGuard<'_, L> {
+    #[inline]
     fn new(hold: L, me: InstanceId) -> Self {
         Self {
             hold,
@@ -134,6 +135,7 @@ impl<L: Hold> LockGuard<'_, L> {
     /// # Errors
     /// [`LockError::Lost`]: the caller was declared dead and somebody else was let in. What it
     /// changed since then may be mixed with another's changes.
+    #[inline]
     pub fn unlock(self) -> Result<(), LockError> {
         let this = ManuallyDrop::new(self);
         this.hold.release(this.me)
@@ -141,6 +143,7 @@ impl<L: Hold> LockGuard<'_, L> {
 }
 
 impl<L: Hold> Drop for LockGuard<'_, L> {
+    #[inline]
     fn drop(&mut self) {
         // Without a place to report a lost lock; `unlock` has one.
         let _ = self.hold.release(self.me);
@@ -200,6 +203,7 @@ impl<L: Hold> Drop for OrphanGuard<'_, L> {
 }
 
 /// Refuses what could not be told from a free lock or a dead owner.
+#[inline]
 fn check(me: InstanceId) -> Result<(), LockError> {
     if me.id() == 0 || me.generation() == 0 {
         return Err(LockError::NoInstance(me));

@@ -8,7 +8,7 @@
 //! Two words decide, `owner` and `recoverer` (their layout is [`LockWords`]):
 //!
 //! ```text
-//!                 CAS owner 0 -> me                      CAS owner me -> 0
+//!                 CAS owner 0 -> me                      store owner 0
 //!   free ------------------------------> held by me ----------------------------> free
 //!                                           | dies
 //!                                           v
@@ -37,8 +37,8 @@ use lupin_abi::system::LockWords;
 use super::sealed::Hold;
 use super::{Acquired, LockError, LockGuard, OrphanGuard, check};
 use crate::liveness::Liveness;
-use crate::mem::{cas64, load32, load64, store32, swap32};
-use crate::wait::{Pacer, deadline_after, wake};
+use crate::mem::{cas64, load64, store64};
+use crate::wait::{Pacer, Parking, deadline_after};
 
 /// A recoverable lock over words in pod memory.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +57,7 @@ impl<'a> RecoverableLock<'a> {
     ///
     /// # Errors
     /// [`LockError::Deadlock`], [`LockError::NoInstance`].
+    #[inline]
     pub fn lock<J: Liveness>(&self, me: InstanceId, judge: &J) -> Result<Acquired<'a>, LockError> {
         self.acquire(me, judge, None)
     }
@@ -65,6 +66,7 @@ impl<'a> RecoverableLock<'a> {
     ///
     /// # Errors
     /// [`LockError::Timeout`], [`LockError::Deadlock`], [`LockError::NoInstance`].
+    #[inline]
     pub fn lock_timeout<J: Liveness>(
         &self,
         me: InstanceId,
@@ -78,6 +80,7 @@ impl<'a> RecoverableLock<'a> {
     ///
     /// # Errors
     /// [`LockError::Timeout`] if it is held, [`LockError::Deadlock`], [`LockError::NoInstance`].
+    #[inline]
     pub fn try_lock<J: Liveness>(
         &self,
         me: InstanceId,
@@ -127,6 +130,7 @@ impl<'a> RecoverableLock<'a> {
         }
     }
 
+    #[inline(always)]
     fn acquire<J: Liveness>(
         &self,
         me: InstanceId,
@@ -137,8 +141,19 @@ impl<'a> RecoverableLock<'a> {
         // The uncontended path makes one compare-and-swap and reads no clock.
         // Acquire: pairs with the release of the holder before.
         if cas64(&self.words.owner, 0, me.word(), Ordering::Acquire).is_ok() {
-            return Ok(Acquired::Clean(self.guard(me, false)));
+            return Ok(Acquired::Clean(LockGuard::new(*self, me)));
         }
+        self.wait(me, judge, timeout)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait<J: Liveness>(
+        &self,
+        me: InstanceId,
+        judge: &J,
+        timeout: Option<Duration>,
+    ) -> Result<Acquired<'a>, LockError> {
         let start = Instant::now();
         let mut pacer = Pacer::new(timeout.map(deadline_after));
         let mut slept = false;
@@ -167,16 +182,14 @@ impl<'a> RecoverableLock<'a> {
             if pacer.spin() {
                 continue;
             }
-            // SeqCst here and in `release`: either the releaser sees this flag, or the owner
-            // read below is the released word. Both sides store one word and load the other, so
-            // nothing weaker decides who sees whom.
-            store32(&self.words.waiters, 1, Ordering::SeqCst);
-            let seen = load32(&self.words.wake, Ordering::SeqCst);
-            if load64(&self.words.owner, Ordering::SeqCst) != owner.word() {
+            let seen = self.parking().announce();
+            if load64(&self.words.owner, Ordering::Acquire) != owner.word() {
                 continue;
             }
             slept = true;
             if pacer.sleep_on(&self.words.wake, seen).is_err() {
+                // A wake-up may have been meant for this one, which does not want it any more.
+                self.parking().wake(1);
                 return Err(self.timed_out(start));
             }
         }
@@ -207,20 +220,17 @@ impl<'a> RecoverableLock<'a> {
         Some(OrphanGuard::new(*self, me, owner))
     }
 
-    fn wake_one(&self) {
-        // SeqCst: see `acquire`. The load keeps the uncontended release free of a store.
-        if load32(&self.words.waiters, Ordering::SeqCst) != 0 {
-            // Cleared, not counted down: a count would stay too high for ever after the death of
-            // a sleeper. Whoever has slept sets it again when its turn to release comes.
-            swap32(&self.words.waiters, 0, Ordering::SeqCst);
-            wake(&self.words.wake, 1);
+    fn parking(&self) -> Parking<'a> {
+        Parking {
+            flag: &self.words.waiters,
+            word: &self.words.wake,
         }
     }
 
     fn guard(&self, me: InstanceId, slept: bool) -> LockGuard<'a> {
         if slept {
             // Others may still be asleep behind the flag that woke this one.
-            store32(&self.words.waiters, 1, Ordering::Relaxed);
+            self.parking().pass_on();
         }
         LockGuard::new(*self, me)
     }
@@ -253,15 +263,18 @@ pub enum LockState {
 }
 
 impl Hold for RecoverableLock<'_> {
+    #[inline(always)]
     fn release(&self, me: InstanceId) -> Result<(), LockError> {
-        // A swap and not a store: an instance declared dead must not free another's hold.
-        // SeqCst: releases the critical section, and see `acquire` for the flag.
-        let released = cas64(&self.words.owner, me.word(), 0, Ordering::SeqCst);
-        self.wake_one();
-        match released {
-            Ok(_) => Ok(()),
-            Err(_) => Err(LockError::Lost(me)),
+        // A judge's "dead" is final, so whoever is named here is alive and alone may change the
+        // word: a store does, at half the price of a swap. The look before it is for a caller
+        // that was declared dead too early.
+        if load64(&self.words.owner, Ordering::Relaxed) != me.word() {
+            return Err(LockError::Lost(me));
         }
+        // Release: the next holder sees the critical section.
+        store64(&self.words.owner, 0, Ordering::Release);
+        self.parking().wake(1);
+        Ok(())
     }
 
     fn adopt(&self, me: InstanceId, previous: InstanceId) -> Result<(), LockError> {
@@ -285,7 +298,7 @@ impl Hold for RecoverableLock<'_> {
         // Release: the next recoverer sees what this one did. Fails only for an instance that
         // was declared dead meanwhile, whose place is taken.
         let _ = cas64(&self.words.recoverer, me.word(), 0, Ordering::AcqRel);
-        self.wake_one();
+        self.parking().wake(1);
     }
 }
 
