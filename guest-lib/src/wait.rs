@@ -144,8 +144,7 @@ fn futex_wait(word: &AtomicU32, seen: u32, bound: Duration) -> bool {
 }
 
 /// Wakes up to `count` sleepers of this node: changes `word` and tells the kernel.
-#[doc(hidden)]
-pub fn wake(word: &AtomicU32, count: i32) {
+pub(crate) fn wake(word: &AtomicU32, count: i32) {
     crate::mem::add32(word, 1, Ordering::SeqCst);
     if crate::mem::woke(word, count) {
         return;
@@ -162,18 +161,19 @@ const RAISED: u32 = 1;
 const KNOWN: u32 = 2;
 
 /// Where those wait who share a flag and a futex word; the module documentation says how.
+#[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Parking<'a> {
+pub struct Parking<'a> {
     /// Not 0 if somebody may sleep.
-    pub(crate) flag: &'a AtomicU32,
+    pub flag: &'a AtomicU32,
     /// The futex word.
-    pub(crate) word: &'a AtomicU32,
+    pub word: &'a AtomicU32,
 }
 
 impl Parking<'_> {
     /// Announces a sleeper. The caller looks once more at what it waits for, with at least
     /// `Acquire`, and then sleeps on `word` with the value returned.
-    pub(crate) fn announce(&self) -> u32 {
+    pub fn announce(&self) -> u32 {
         // Before the flag: whoever lowers the flag after this one raised it changes the word
         // after that, so that the sleep does not begin.
         let seen = load32(self.word, Ordering::Acquire);
@@ -188,13 +188,13 @@ impl Parking<'_> {
     }
 
     /// Says that there may be further sleepers, by one whom [`wake`](Self::wake) woke.
-    pub(crate) fn pass_on(&self) {
+    pub fn pass_on(&self) {
         store32(self.flag, RAISED, Ordering::Relaxed);
     }
 
     /// Wakes up to `count` sleepers, if any, after the store that ends their wait.
     #[inline(always)]
-    pub(crate) fn wake(&self, count: i32) {
+    pub fn wake(&self, count: i32) {
         half_barrier();
         if load32(self.flag, Ordering::Relaxed) != NOBODY {
             self.wake_now(count);
@@ -202,7 +202,8 @@ impl Parking<'_> {
     }
 
     #[cold]
-    fn wake_now(&self, count: i32) {
+    #[inline(never)]
+    fn wake_now(self, count: i32) {
         // Lowered, not counted down: a count would stay too high for ever after the death of a
         // sleeper. Whoever has slept raises it again when its own turn to wake comes.
         swap32(self.flag, NOBODY, Ordering::AcqRel);

@@ -48,7 +48,8 @@ impl Exclusive for Recoverable<'_> {
                 work();
                 guard.unlock().expect("nobody is declared dead here");
             }
-            other => panic!("nobody died and nobody locked twice: {other:?}"),
+            Ok(Acquired::Orphaned(orphan)) => panic!("{} died", orphan.previous()),
+            Err(error) => panic!("{error}"),
         }
     }
 }

@@ -93,6 +93,7 @@ impl<'a, L: Hold> Acquired<'a, L> {
     /// # Errors
     /// Those of `repair` (the lock is then released and stays orphaned), and
     /// [`LockError::Lost`].
+    #[inline]
     pub fn or_repair<E: From<LockError>>(
         self,
         repair: impl FnOnce(InstanceId) -> Result<(), E>,
@@ -126,6 +127,7 @@ impl<L: Hold> LockGuard<'_, L> {
     }
 
     /// Who holds the lock.
+    #[inline]
     pub fn owner(&self) -> InstanceId {
         self.me
     }
@@ -162,6 +164,7 @@ pub struct OrphanGuard<'a, L: Hold = RecoverableLock<'a>> {
 }
 
 impl<'a, L: Hold> OrphanGuard<'a, L> {
+    #[inline]
     fn new(hold: L, me: InstanceId, previous: InstanceId) -> Self {
         Self {
             hold,
@@ -172,11 +175,13 @@ impl<'a, L: Hold> OrphanGuard<'a, L> {
     }
 
     /// The holder that died.
+    #[inline]
     pub fn previous(&self) -> InstanceId {
         self.previous
     }
 
     /// Who repairs.
+    #[inline]
     pub fn owner(&self) -> InstanceId {
         self.me
     }
@@ -188,6 +193,7 @@ impl<'a, L: Hold> OrphanGuard<'a, L> {
     ///
     /// # Errors
     /// [`LockError::Lost`]: the caller was itself declared dead, and another repairs or did.
+    #[inline]
     pub fn repaired(self) -> Result<LockGuard<'a, L>, LockError> {
         // The hold is adopted or let go by `adopt`, in the order that the lock needs.
         let this = ManuallyDrop::new(self);
@@ -197,6 +203,7 @@ impl<'a, L: Hold> OrphanGuard<'a, L> {
 }
 
 impl<L: Hold> Drop for OrphanGuard<'_, L> {
+    #[inline]
     fn drop(&mut self) {
         self.hold.let_go(self.me);
     }

@@ -110,7 +110,8 @@ impl<'a> RecoverableLock<'a> {
             return Ok(None);
         }
         let all_but_me = |instance| instance != me && judge.is_alive(instance);
-        Ok(self.recover(me, &all_but_me))
+        let dead = self.recover(me, &all_but_me);
+        Ok(dead.map(|dead| OrphanGuard::new(*self, me, dead)))
     }
 
     /// Who holds the lock or repairs it, and which dead holder waits for repair. A snapshot for
@@ -143,17 +144,20 @@ impl<'a> RecoverableLock<'a> {
         if cas64(&self.words.owner, 0, me.word(), Ordering::Acquire).is_ok() {
             return Ok(Acquired::Clean(LockGuard::new(*self, me)));
         }
-        self.wait(me, judge, timeout)
+        match self.wait(me, judge, timeout) {
+            End::Clean => Ok(Acquired::Clean(LockGuard::new(*self, me))),
+            End::Orphaned(dead) => Ok(Acquired::Orphaned(OrphanGuard::new(*self, me, dead))),
+            End::Deadlock => Err(LockError::Deadlock(me)),
+            End::TimedOut(nanos) => Err(self.timed_out(Duration::from_nanos(nanos))),
+        }
     }
 
+    /// The path of everybody who must wait, or succeed the dead. Out of line, and its result in
+    /// registers: a guard that comes back through memory costs the path that does not wait as
+    /// much as the lock itself.
     #[cold]
     #[inline(never)]
-    fn wait<J: Liveness>(
-        &self,
-        me: InstanceId,
-        judge: &J,
-        timeout: Option<Duration>,
-    ) -> Result<Acquired<'a>, LockError> {
+    fn wait<J: Liveness>(self, me: InstanceId, judge: &J, timeout: Option<Duration>) -> End {
         let start = Instant::now();
         let mut pacer = Pacer::new(timeout.map(deadline_after));
         let mut slept = false;
@@ -163,21 +167,25 @@ impl<'a> RecoverableLock<'a> {
             let owner = InstanceId::from_word(load64(&self.words.owner, Ordering::Acquire));
             if owner.is_none() {
                 if cas64(&self.words.owner, 0, me.word(), Ordering::Acquire).is_ok() {
-                    return Ok(Acquired::Clean(self.guard(me, slept)));
+                    if slept {
+                        // Others may still be asleep behind the flag that woke this one.
+                        self.parking().pass_on();
+                    }
+                    return End::Clean;
                 }
                 continue;
             }
             // Held, or held in a dead owner's place, by the caller itself.
             if owner == me || load64(&self.words.recoverer, Ordering::Relaxed) == me.word() {
-                return Err(LockError::Deadlock(me));
+                return End::Deadlock;
             }
             if !judge.is_alive(owner)
-                && let Some(orphan) = self.recover(me, judge)
+                && let Some(dead) = self.recover(me, judge)
             {
-                return Ok(Acquired::Orphaned(orphan));
+                return End::Orphaned(dead);
             }
             if timeout.is_some_and(|timeout| timeout.is_zero()) {
-                return Err(self.timed_out(start));
+                return End::timed_out(start);
             }
             if pacer.spin() {
                 continue;
@@ -190,13 +198,14 @@ impl<'a> RecoverableLock<'a> {
             if pacer.sleep_on(&self.words.wake, seen).is_err() {
                 // A wake-up may have been meant for this one, which does not want it any more.
                 self.parking().wake(1);
-                return Err(self.timed_out(start));
+                return End::timed_out(start);
             }
         }
     }
 
-    /// Takes charge of a dead owner's lock, unless somebody alive has done so or there is none.
-    fn recover<J: Liveness>(&self, me: InstanceId, judge: &J) -> Option<OrphanGuard<'a>> {
+    /// Takes charge of a dead owner's lock, unless somebody alive has done so or there is none;
+    /// returns the dead owner.
+    fn recover<J: Liveness>(&self, me: InstanceId, judge: &J) -> Option<InstanceId> {
         let recoverer = load64(&self.words.recoverer, Ordering::Acquire);
         if recoverer != 0 && judge.is_alive(InstanceId::from_word(recoverer)) {
             return None;
@@ -217,7 +226,7 @@ impl<'a> RecoverableLock<'a> {
             self.let_go(me);
             return None;
         }
-        Some(OrphanGuard::new(*self, me, owner))
+        Some(owner)
     }
 
     fn parking(&self) -> Parking<'a> {
@@ -227,22 +236,32 @@ impl<'a> RecoverableLock<'a> {
         }
     }
 
-    fn guard(&self, me: InstanceId, slept: bool) -> LockGuard<'a> {
-        if slept {
-            // Others may still be asleep behind the flag that woke this one.
-            self.parking().pass_on();
-        }
-        LockGuard::new(*self, me)
-    }
-
-    fn timed_out(&self, start: Instant) -> LockError {
+    #[cold]
+    #[inline(never)]
+    fn timed_out(self, waited: Duration) -> LockError {
         let owner = load64(&self.words.owner, Ordering::Relaxed);
         let recoverer = load64(&self.words.recoverer, Ordering::Relaxed);
         let holder = if recoverer == 0 { owner } else { recoverer };
         LockError::Timeout {
             holder: InstanceId::from_word(holder),
-            waited: start.elapsed(),
+            waited,
         }
+    }
+}
+
+/// How a wait ended.
+enum End {
+    Clean,
+    /// In this dead holder's place.
+    Orphaned(InstanceId),
+    Deadlock,
+    /// After so many nanoseconds.
+    TimedOut(u64),
+}
+
+impl End {
+    fn timed_out(start: Instant) -> Self {
+        Self::TimedOut(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 }
 
@@ -294,6 +313,7 @@ impl Hold for RecoverableLock<'_> {
         }
     }
 
+    #[inline(never)]
     fn let_go(&self, me: InstanceId) {
         // Release: the next recoverer sees what this one did. Fails only for an instance that
         // was declared dead meanwhile, whose place is taken.

@@ -3,7 +3,7 @@
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use lupin::wait::{Pacer, wake};
+use lupin::wait::{Pacer, Parking};
 
 /// The recoverable lock without recovery: no owner, no judge, no check at the release; it waits
 /// by the same policy and costs its waiters the same. What is left of a ratio of the two is the
@@ -17,17 +17,30 @@ pub struct Tatas {
 }
 
 impl Tatas {
+    #[inline]
     pub fn lock(&self) {
-        if self.try_lock() {
-            return;
+        if !self.try_lock() {
+            self.wait();
         }
+    }
+
+    #[inline]
+    fn try_lock(&self) -> bool {
+        self.held
+            .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait(&self) {
         let mut pacer = Pacer::new(None);
         let mut slept = false;
         loop {
             if self.held.load(Ordering::Acquire) == 0 {
                 if self.try_lock() {
                     if slept {
-                        self.waiters.store(1, Ordering::Relaxed);
+                        self.parking().pass_on();
                     }
                     return;
                 }
@@ -36,9 +49,8 @@ impl Tatas {
             if pacer.spin() {
                 continue;
             }
-            self.waiters.store(1, Ordering::SeqCst);
-            let seen = self.wake.load(Ordering::SeqCst);
-            if self.held.load(Ordering::SeqCst) == 0 {
+            let seen = self.parking().announce();
+            if self.held.load(Ordering::Acquire) == 0 {
                 continue;
             }
             slept = true;
@@ -46,17 +58,17 @@ impl Tatas {
         }
     }
 
-    fn try_lock(&self) -> bool {
-        self.held
-            .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
-            .is_ok()
+    #[inline]
+    pub fn unlock(&self) {
+        self.held.store(0, Ordering::Release);
+        self.parking().wake(1);
     }
 
-    pub fn unlock(&self) {
-        self.held.swap(0, Ordering::SeqCst);
-        if self.waiters.load(Ordering::SeqCst) != 0 {
-            self.waiters.swap(0, Ordering::SeqCst);
-            wake(&self.wake, 1);
+    #[inline]
+    fn parking(&self) -> Parking<'_> {
+        Parking {
+            flag: &self.waiters,
+            word: &self.wake,
         }
     }
 }
