@@ -1,0 +1,114 @@
+//! All cases, by the library's modules.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lupin::InstanceId;
+use lupin::abi::system::LockWords;
+use lupin::liveness::Liveness;
+use lupin::lock::{LockError, RecoverableLock};
+use lupin::shm::Mapping;
+
+use crate::case::Case;
+
+pub mod tatas;
+
+/// Every case there is.
+pub fn all() -> Vec<&'static dyn Case> {
+    [tatas::CASES].concat()
+}
+
+/// Loads a word of memory that belongs to the case and not to the library.
+///
+/// # Panics
+/// If it lies outside of the memory.
+pub fn load(memory: &Mapping, at: u64) -> u64 {
+    let word: &AtomicU64 = memory
+        .get(at)
+        .expect("the case's own word lies in its memory");
+    word.load(Ordering::Acquire)
+}
+
+/// Stores a word, and is a crash point like any store of the library.
+///
+/// # Panics
+/// If it lies outside of the memory.
+pub fn store(memory: &Mapping, at: u64, value: u64) {
+    let bytes = value.to_ne_bytes();
+    memory
+        .copy_in(at, &bytes)
+        .expect("the case's own word lies in its memory");
+}
+
+/// `Ok` if they are equal.
+///
+/// # Errors
+/// Both, and what they are.
+pub fn equal<T: PartialEq + core::fmt::Debug>(
+    what: &str,
+    found: T,
+    expected: T,
+) -> Result<(), String> {
+    match found == expected {
+        true => Ok(()),
+        false => Err(format!("{what} is {found:?}, not {expected:?}")),
+    }
+}
+
+/// Two words that are equal outside of a lock's critical sections.
+#[derive(Clone, Copy, Debug)]
+pub struct Pair<'m>(pub &'m Mapping);
+
+impl<'m> Pair<'m> {
+    /// Where the lock lies.
+    pub const LOCK: u64 = 64;
+    /// The word that is changed first, and is right where they differ.
+    pub const LEFT: u64 = 128;
+    /// The word that is changed second.
+    pub const RIGHT: u64 = 192;
+
+    /// Their lock.
+    ///
+    /// # Panics
+    /// If the memory is too small.
+    pub fn lock(self) -> RecoverableLock<'m> {
+        let words: &LockWords = self.0.get(Self::LOCK).expect("in bounds");
+        RecoverableLock::new(words)
+    }
+
+    /// Adds one to both.
+    pub fn add_one(self) {
+        let next = load(self.0, Self::LEFT) + 1;
+        store(self.0, Self::LEFT, next);
+        store(self.0, Self::RIGHT, next);
+    }
+
+    /// Makes them equal after a death between the two stores.
+    pub fn repair(self) {
+        store(self.0, Self::RIGHT, load(self.0, Self::LEFT));
+    }
+
+    /// Adds one to both in the lock; repairs first what a dead holder left.
+    ///
+    /// # Panics
+    /// If the lock refuses.
+    pub fn change(self, me: InstanceId, judge: &impl Liveness) {
+        let acquired = self.lock().lock(me, judge).expect("its holder lives not");
+        let repaired = acquired.or_repair(|_| {
+            self.repair();
+            Ok::<_, LockError>(())
+        });
+        let guard = repaired.expect("nobody declared the repairer dead");
+        self.add_one();
+        guard.unlock().expect("nobody declared the holder dead");
+    }
+
+    /// Whether they are equal, and the value.
+    ///
+    /// # Errors
+    /// Both, if they differ.
+    pub fn value(self) -> Result<u64, String> {
+        let (left, right) = (load(self.0, Self::LEFT), load(self.0, Self::RIGHT));
+        equal("the right half", right, left)?;
+        Ok(left)
+    }
+}

@@ -1,0 +1,218 @@
+//! A program that lacks one of its stores: does anybody notice?
+//!
+//! For each store that the operations or their recoveries make, the cases that make it are run
+//! once more in a program without it: to completion, and through a sample of the square. The
+//! mutant is caught if anything is then bad, panics, ends its process or hangs. Orders and fences
+//! are none of this suite's business: x86 processors hardly show a wrong one, and the model
+//! checkers try them all.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use lupin::crash::{self, Site};
+use lupin_report::{Bar, Report, Row};
+
+use crate::SuiteError;
+use crate::case::Case;
+use crate::sites::{Place, line_of};
+use crate::square::{Extent, Listener, Square, prepared};
+use crate::suite::{Options, places, square_task};
+use crate::worker::{Counts, Position, Task, Worker, run_all};
+
+/// A mutant that may survive, and why that is right.
+#[derive(Debug)]
+pub struct Explained {
+    /// How its file's path ends.
+    pub file: &'static str,
+    /// What its line contains.
+    pub text: &'static str,
+    /// Why.
+    pub why: &'static str,
+}
+
+/// All explanations.
+pub const EXPLAINED: &[Explained] = &[];
+
+/// How long a mutant may be at one pair: far beyond what the longest wait of the library takes.
+const LIMIT: Duration = Duration::from_secs(3);
+/// Deaths tried of an operation, and of the recovery after each.
+const EXTENT: Extent = Extent::Sample(16, 6);
+/// Processes at a time.
+const SLOTS: usize = 2;
+
+/// Listens for the first bad thing.
+struct Watch<'a> {
+    worker: &'a Worker<'a>,
+    caught: Cell<bool>,
+    what: RefCell<String>,
+}
+
+impl Listener for Watch<'_> {
+    fn at(&self, position: Position) {
+        self.worker.at(position);
+    }
+
+    fn count(&self, _: Counts) {}
+
+    fn bad(&self, what: &str) -> bool {
+        self.caught.set(true);
+        self.what.replace(what.to_owned());
+        false
+    }
+
+    fn sites(&self, _: &BTreeMap<Site, u64>) {}
+}
+
+type CaseAndState = (&'static dyn Case, &'static str);
+
+/// Tries the cases in a program without the store of `site`.
+fn try_mutant(site: Site, cases: &[CaseAndState], worker: &Worker<'_>) -> Result<(), SuiteError> {
+    for (case, state) in cases {
+        let base = prepared(*case, state)?.image();
+        let watch = Watch {
+            worker,
+            caught: Cell::new(false),
+            what: RefCell::default(),
+        };
+        let square = Square {
+            case: *case,
+            state,
+            extent: EXTENT,
+        };
+        crash::without(site, || square.explore(&base, (0, 0), &watch))?;
+        if watch.caught.get() {
+            let what = watch.what.borrow();
+            worker.say(&format!("caught by {} [{}]: {what}", case.name(), state));
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Which cases make which stores.
+fn stores_of(cases: &[CaseAndState]) -> Result<BTreeMap<Place, Vec<CaseAndState>>, SuiteError> {
+    let task = |(case, state): &CaseAndState| square_task(*case, state, EXTENT);
+    let tasks: Vec<Task<'_>> = cases.iter().map(task).collect();
+    let mut stores: BTreeMap<Place, Vec<CaseAndState>> = BTreeMap::new();
+    run_all(&tasks, SLOTS, |index, findings| {
+        for place in places(&findings) {
+            stores.entry(place).or_default().push(cases[index]);
+        }
+    })?;
+    Ok(stores)
+}
+
+/// Tries all mutants that `options` mean and reports.
+///
+/// # Errors
+/// [`SuiteError`] if it cannot be run.
+pub fn mutants(options: &Options) -> Result<Report, SuiteError> {
+    let cases: Vec<CaseAndState> = options
+        .cases()?
+        .into_iter()
+        .flat_map(|case| case.states().iter().map(move |state| (case, *state)))
+        .collect();
+    eprintln!("looking for the stores of {} cases", cases.len());
+    let mut stores: Vec<(Place, Vec<CaseAndState>)> = stores_of(&cases)?.into_iter().collect();
+    // The cases' own stores are not the library's.
+    stores.retain(|(place, _)| place.0.starts_with("guest-lib/src/"));
+    if options.short {
+        // Every fourth store.
+        let mut index = 0;
+        stores.retain(|_| {
+            index += 1;
+            index % 4 == 0
+        });
+    }
+    let task = |(place, cases): &'_ (Place, Vec<CaseAndState>)| {
+        // A site's file is a static string; here it outlives the program's work all the same.
+        let file: &'static str = place.0.clone().leak();
+        let site = (file, place.1, place.2);
+        let cases = cases.clone();
+        Task {
+            name: format!("{}:{}:{}", place.0, place.1, place.2),
+            limit: LIMIT,
+            work: Box::new(move |_, worker| {
+                let result = try_mutant(site, &cases, worker);
+                result.unwrap_or_else(|error| panic!("{error}"));
+            }),
+            behind: |_| None,
+        }
+    };
+    let tasks: Vec<Task<'static>> = stores.iter().map(task).collect();
+    let mut survivors = BTreeSet::new();
+    let mut over = 0;
+    run_all(&tasks, SLOTS, |index, findings| {
+        over += 1;
+        let lost = findings.lost.first();
+        let caught = findings.lines.first().or(lost);
+        let verdict = caught.map_or("SURVIVES", String::as_str);
+        eprintln!(
+            "[{over}/{}] without {}: {verdict}",
+            tasks.len(),
+            tasks[index].name
+        );
+        if caught.is_none() {
+            survivors.insert(index);
+        }
+    })?;
+    Ok(judge(
+        &stores,
+        &survivors,
+        options.is_whole() && !options.short,
+    ))
+}
+
+fn judge(
+    stores: &[(Place, Vec<CaseAndState>)],
+    survivors: &BTreeSet<usize>,
+    is_whole: bool,
+) -> Report {
+    let fits = |place: &Place, explained: &Explained| {
+        place.0.ends_with(explained.file) && line_of(place).contains(explained.text)
+    };
+    let mut report = Report::new("mutants");
+    let mut unexplained = 0;
+    for index in survivors {
+        let (place, cases) = &stores[*index];
+        let why = EXPLAINED.iter().find(|explained| fits(place, explained));
+        unexplained += usize::from(why.is_none());
+        let why = why.map_or("not explained", |explained| explained.why);
+        let by = cases.first().map_or("", |(case, _)| case.name());
+        eprintln!(
+            "survivor {}:{} ({by} and others): {}\n    {why}",
+            place.0,
+            place.1,
+            line_of(place)
+        );
+    }
+    let all = stores.len();
+    let share = 100.0 * (all - survivors.len()) as f64 / all.max(1) as f64;
+    let caught = Row::new("caught", share, "%").proof(Bar::AtLeast(95.0));
+    report.push(caught.n(all as u64));
+    report.push(Row::new("survivors", survivors.len() as f64, "mutants").n(all as u64));
+    if is_whole {
+        let left = Row::new(
+            "survivors without an explanation",
+            unexplained as f64,
+            "mutants",
+        );
+        report.push(left.proof(Bar::AtMost(0.0)).n(survivors.len() as u64));
+        let is_stale = |explained: &&Explained| {
+            !survivors
+                .iter()
+                .any(|index| fits(&stores[*index].0, explained))
+        };
+        let stale: Vec<_> = EXPLAINED.iter().filter(is_stale).collect();
+        for explained in &stale {
+            eprintln!(
+                "stale: {:?} in {} is caught",
+                explained.text, explained.file
+            );
+        }
+        let stale = Row::new("explanations without a survivor", stale.len() as f64, "");
+        report.push(stale.proof(Bar::AtMost(0.0)).n(EXPLAINED.len() as u64));
+    }
+    report
+}
