@@ -1,0 +1,165 @@
+//! Where slabs with free blocks come from, and where slabs without live ones go.
+
+use core::sync::atomic::Ordering;
+
+use super::KIND_CHORE;
+use super::class::geometry;
+use super::error::HeapError;
+use super::layout::Use;
+use super::participant::Participant;
+use super::slab::{Cache, NO_SLAB, take_hint};
+use crate::liveness::Liveness;
+use crate::mem::{fill64, load64, store64};
+
+/// Slabs adopted at a time: each costs a look at all its blocks.
+const ADOPTED_AT_ONCE: usize = 16;
+
+impl<'m, J: Liveness> Participant<'m, J> {
+    /// Makes a slab with free blocks the current one of a class.
+    #[cold]
+    pub(super) fn refill(&mut self, class: usize) -> Result<(), HeapError> {
+        if self.cache.advance(class) {
+            return Ok(());
+        }
+        if take_hint(&self.place.remote.word) {
+            self.cache.rescan(&self.heap, false);
+            if self.cache.advance(class) {
+                return Ok(());
+            }
+        }
+        if self.may_adopt(class) {
+            self.adopt(Some(class))?;
+            if self.cache.advance(class) {
+                return Ok(());
+            }
+        }
+        if self.grow(class)? {
+            return Ok(());
+        }
+        self.reclaim(Some(class))?;
+        if self.cache.advance(class) || self.grow(class)? {
+            return Ok(());
+        }
+        let bytes = geometry(class).map_or(0, |geometry| geometry.size.into());
+        Err(HeapError::OutOfMemory { bytes })
+    }
+
+    /// Whether places became vacant since the last look.
+    fn may_adopt(&self, class: usize) -> bool {
+        let vacated = load64(&self.heap.header.vacated.word, Ordering::Acquire);
+        self.cache.classes[class].seen_vacated != Some(vacated)
+    }
+
+    /// Takes over slabs, of one class or of any, whose participants have left or died and been
+    /// settled, and loads those that this place had in an earlier life.
+    fn adopt(&mut self, class: Option<usize>) -> Result<(), HeapError> {
+        let heap = self.heap;
+        let vacated = load64(&heap.header.vacated.word, Ordering::Acquire);
+        // Nobody takes a place while this one holds the heap's lock: vacant ones stay vacant.
+        let guard = heap.lock(self.me, &self.judge)?;
+        let mut adopted = 0;
+        for (span, entry) in heap.table.iter().enumerate() {
+            let word = heap.span_word(span as u32);
+            let Some(Use::Slab {
+                class: found,
+                owner,
+            }) = word.usage()
+            else {
+                continue;
+            };
+            if class.is_some_and(|class| class != found) {
+                continue;
+            }
+            if owner != self.index {
+                let place = heap.place(owner)?;
+                if load64(&place.lock.owner, Ordering::Acquire) != 0 {
+                    continue;
+                }
+                store64(
+                    &heap.words[span],
+                    word.with_owner(self.index).0,
+                    Ordering::Release,
+                );
+            } else if self.cache.by_span[span] != NO_SLAB {
+                continue;
+            }
+            self.cache.load(&heap, entry, span as u32, found)?;
+            adopted += 1;
+            if class.is_some() && adopted == ADOPTED_AT_ONCE {
+                break;
+            }
+        }
+        if let Some(class) = class
+            && adopted < ADOPTED_AT_ONCE
+        {
+            self.cache.classes[class].seen_vacated = Some(vacated);
+        }
+        Ok(guard.unlock()?)
+    }
+
+    /// Makes a free span a slab; false if there is none.
+    fn grow(&mut self, class: usize) -> Result<bool, HeapError> {
+        let heap = self.heap;
+        let owner = self.index;
+        let (mut record, guard) = self.begin_locked(KIND_CHORE)?;
+        let span = heap.take_in(&mut record, 0, Use::Slab { class, owner })?;
+        if let Some(span) = span {
+            let entry = &heap.table[span as usize];
+            // Before the commit: nobody looks at the words of a span that is no slab.
+            for word in heap.words(entry, span, class)? {
+                fill64(word, 0);
+            }
+            record.commit(0)?;
+            guard.unlock()?;
+            let id = self.cache.load(&heap, entry, span, class)?;
+            debug_assert!(self.cache.slabs[id as usize].is_empty());
+            return Ok(self.cache.advance(class));
+        }
+        drop(record);
+        guard.unlock()?;
+        Ok(false)
+    }
+
+    /// Gives a slab without live blocks back.
+    pub(super) fn shrink(&mut self, id: u32) -> Result<(), HeapError> {
+        let heap = self.heap;
+        let span = self.cache.slabs[id as usize].span;
+        let (mut record, guard) = self.begin_locked(KIND_CHORE)?;
+        heap.give_in(&mut record, span)?;
+        record.commit(0)?;
+        guard.unlock()?;
+        self.cache.unload(id);
+        Ok(())
+    }
+
+    /// Called when a slab has no live block any more: one is kept for each class.
+    #[cold]
+    pub(super) fn on_empty(&mut self, id: u32) -> Result<(), HeapError> {
+        let Cache { slabs, classes, .. } = &mut self.cache;
+        let number = slabs[id as usize].class;
+        let class = &mut classes[number];
+        if class.current == id || class.spare == id {
+            return Ok(());
+        }
+        let spare = &slabs[class.spare as usize];
+        if spare.class == number && spare.is_empty() && class.current != class.spare {
+            return self.shrink(id);
+        }
+        class.spare = id;
+        Ok(())
+    }
+
+    /// Looks for memory everywhere: settles the dead, adopts what they had, finds what others
+    /// freed, and gives all slabs without live blocks back, except those of one class.
+    #[cold]
+    pub(super) fn reclaim(&mut self, keep: Option<usize>) -> Result<(), HeapError> {
+        // What is damaged in one place must not keep this participant from its own memory.
+        let _ = self.heap.recover(self.me, &self.judge);
+        self.adopt(None)?;
+        self.cache.rescan(&self.heap, true);
+        while let Some(id) = self.cache.empty(keep) {
+            self.shrink(id)?;
+        }
+        Ok(())
+    }
+}

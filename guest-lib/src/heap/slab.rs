@@ -1,0 +1,291 @@
+//! Slabs: what a process knows about those of its participant, and frees of small blocks.
+//!
+//! Everything that is private to the process is here: per slab a bitmap of the blocks that were
+//! free when it last looked, per class a stack of slabs with such blocks. Since only the owner of
+//! a slab hands out its blocks, a block that was free once is free until it does; what others
+//! freed meanwhile is found by [`rescan`](Slab::rescan).
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::class::{CLASSES, Geometry, geometry};
+use super::error::HeapError;
+use super::intent::is_live;
+use super::layout::{IntentLine, SpanEntry};
+use super::{Block, Heap};
+use crate::mem::{cas64, load64, store64};
+
+/// No slab: an index of the stand-in that never has a free block.
+pub(super) const NO_SLAB: u32 = 0;
+
+/// A slab of the participant's own, as the process knows it.
+pub(super) struct Slab<'m> {
+    pub(super) span: u32,
+    pub(super) class: usize,
+    pub(super) geometry: Geometry,
+    /// Offset of the span.
+    pub(super) start: u64,
+    pub(super) words: &'m [AtomicU64],
+    /// A bit for each block that is free.
+    free: Box<[u64]>,
+    pub(super) free_count: u32,
+    /// The word of `free` to look at first.
+    cursor: u32,
+    /// Whether it is on its class's stack.
+    is_listed: bool,
+    /// Where it is among all of its class.
+    position: u32,
+}
+
+/// The slabs of a participant, as its process knows them.
+pub(super) struct Cache<'m> {
+    /// By the index that all others use; the first is [`NO_SLAB`].
+    pub(super) slabs: Vec<Slab<'m>>,
+    /// Indices in `slabs` that are not in use.
+    unused: Vec<u32>,
+    /// By span; [`NO_SLAB`] for spans that are not the participant's, or not loaded yet.
+    pub(super) by_span: Box<[u32]>,
+    pub(super) classes: Box<[ClassCache; CLASSES]>,
+}
+
+/// The slabs of one class.
+#[derive(Clone, Default)]
+pub(super) struct ClassCache {
+    /// The slab that blocks are taken from.
+    pub(super) current: u32,
+    /// Others that may have free blocks.
+    pub(super) partial: Vec<u32>,
+    /// All.
+    all: Vec<u32>,
+    /// One without live blocks that is kept; others are given back.
+    pub(super) spare: u32,
+    /// The heap's count of vacancies up to which slabs were adopted.
+    pub(super) seen_vacated: Option<u64>,
+}
+
+impl<'m> Slab<'m> {
+    fn none() -> Self {
+        Self {
+            span: u32::MAX,
+            class: CLASSES,
+            geometry: Geometry::default(),
+            start: 0,
+            words: &[],
+            free: Box::default(),
+            free_count: 0,
+            cursor: 0,
+            is_listed: false,
+            position: 0,
+        }
+    }
+
+    /// Takes the index of a block that is free.
+    #[inline]
+    pub(super) fn take(&mut self) -> Option<u32> {
+        if self.free_count == 0 {
+            return None;
+        }
+        let mut at = self.cursor as usize;
+        while self.free[at] == 0 {
+            at += 1;
+            if at == self.free.len() {
+                at = 0;
+            }
+        }
+        let bits = self.free[at];
+        self.cursor = at as u32;
+        self.free[at] = bits & (bits - 1);
+        self.free_count -= 1;
+        Some(at as u32 * 64 + bits.trailing_zeros())
+    }
+
+    /// Notes that a block is free.
+    #[inline]
+    pub(super) fn put(&mut self, index: u32) {
+        self.cursor = index / 64;
+        self.free[index as usize / 64] |= 1 << (index % 64);
+        self.free_count += 1;
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.free_count == self.geometry.count
+    }
+
+    /// Looks which blocks are free.
+    fn rescan(&mut self) {
+        self.free.fill(0);
+        self.free_count = 0;
+        for (index, word) in self.words.iter().enumerate() {
+            // Acquire: what whoever freed the block did in it is over.
+            if !is_live(load64(word, Ordering::Acquire)) {
+                self.free[index / 64] |= 1 << (index % 64);
+                self.free_count += 1;
+            }
+        }
+    }
+}
+
+impl<'m> Cache<'m> {
+    pub(super) fn new(spans: u32) -> Self {
+        Self {
+            slabs: vec![Slab::none()],
+            unused: Vec::new(),
+            by_span: vec![NO_SLAB; spans as usize].into_boxed_slice(),
+            classes: Box::new(core::array::from_fn(|_| ClassCache::default())),
+        }
+    }
+
+    /// Notes that there is nothing to adopt, unless a place becomes vacant.
+    pub(super) fn nothing_vacated(&mut self) {
+        for class in &mut *self.classes {
+            class.seen_vacated = Some(0);
+        }
+    }
+
+    /// Loads a slab that belongs to the participant.
+    pub(super) fn load(
+        &mut self,
+        heap: &Heap<'m>,
+        entry: &'m SpanEntry,
+        span: u32,
+        class: usize,
+    ) -> Result<u32, HeapError> {
+        let words = heap.words(entry, span, class)?;
+        let Some(geometry) = geometry(class) else {
+            return Err(super::no_such("size class", class as u32, CLASSES as u32));
+        };
+        let mut slab = Slab {
+            span,
+            class,
+            geometry: *geometry,
+            start: heap.span_start(span),
+            words,
+            free: vec![0; words.len().div_ceil(64)].into_boxed_slice(),
+            position: self.classes[class].all.len() as u32,
+            ..Slab::none()
+        };
+        slab.rescan();
+        let id = match self.unused.pop() {
+            Some(id) => {
+                self.slabs[id as usize] = slab;
+                id
+            }
+            None => {
+                self.slabs.push(slab);
+                self.slabs.len() as u32 - 1
+            }
+        };
+        self.by_span[span as usize] = id;
+        self.classes[class].all.push(id);
+        self.list(id);
+        Ok(id)
+    }
+
+    /// Forgets a slab that does not belong to the participant any more.
+    pub(super) fn unload(&mut self, id: u32) {
+        let slab = core::mem::replace(&mut self.slabs[id as usize], Slab::none());
+        let class = &mut self.classes[slab.class];
+        class.all.swap_remove(slab.position as usize);
+        if let Some(moved) = class.all.get(slab.position as usize) {
+            self.slabs[*moved as usize].position = slab.position;
+        }
+        if class.current == id {
+            class.current = NO_SLAB;
+        }
+        self.by_span[slab.span as usize] = NO_SLAB;
+        self.unused.push(id);
+    }
+
+    /// Puts a slab on its class's stack, if it has something to give.
+    pub(super) fn list(&mut self, id: u32) {
+        let slab = &mut self.slabs[id as usize];
+        let class = &mut self.classes[slab.class];
+        if slab.free_count > 0 && !slab.is_listed && class.current != id {
+            slab.is_listed = true;
+            class.partial.push(id);
+        }
+    }
+
+    /// Makes a slab that has free blocks the current one of its class; false if none is known.
+    pub(super) fn advance(&mut self, number: usize) -> bool {
+        let class = &mut self.classes[number];
+        if self.slabs[class.current as usize].free_count > 0 {
+            return true;
+        }
+        while let Some(id) = class.partial.pop() {
+            let slab = &mut self.slabs[id as usize];
+            if slab.class != number {
+                // It was given back, and the index stands for another.
+                continue;
+            }
+            slab.is_listed = false;
+            if slab.free_count > 0 {
+                class.current = id;
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Finds what others have freed: in slabs of which they said so, or in all.
+    pub(super) fn rescan(&mut self, heap: &Heap<'m>, in_all: bool) {
+        for id in 1..self.slabs.len() as u32 {
+            let slab = &mut self.slabs[id as usize];
+            let Some(entry) = heap.table.get(slab.span as usize) else {
+                continue;
+            };
+            if take_hint(&entry.remote.word) || in_all {
+                slab.rescan();
+                self.list(id);
+            }
+        }
+    }
+
+    /// A slab without live blocks, except of one class.
+    pub(super) fn empty(&self, except: Option<usize>) -> Option<u32> {
+        let classes = self.classes.iter().enumerate();
+        let classes = classes.filter(|(class, _)| Some(*class) != except);
+        let mut all = classes.flat_map(|(_, class)| &class.all);
+        all.find(|id| self.slabs[**id as usize].is_empty()).copied()
+    }
+}
+
+/// Takes a hint back; whether it was raised. SeqCst: see [`raise`](super::raise).
+pub(super) fn take_hint(hint: &AtomicU64) -> bool {
+    load64(hint, Ordering::Relaxed) != 0 && crate::mem::swap64(hint, 0, Ordering::SeqCst) != 0
+}
+
+impl<'m> Heap<'m> {
+    /// Frees a small block that `slot` owns, in the place of a participant.
+    pub(super) fn free_small(
+        &self,
+        index: u32,
+        line: &IntentLine,
+        slot: (u64, &AtomicU64),
+        block: Block<'m>,
+    ) -> Result<(), HeapError> {
+        let (at, cell) = slot;
+        let before = load64(block.word, Ordering::Acquire);
+        let double = HeapError::DoubleFree {
+            slot: at,
+            block: block.at,
+        };
+        if !is_live(before) {
+            return Err(double);
+        }
+        if block.owner == index {
+            line.begin_free(at, block.at, before);
+            store64(block.word, before + 1, Ordering::Release);
+        } else {
+            line.begin_foreign_free(at, block.at, before, block.span);
+            // Release: what the caller did in the block is over. SeqCst for `tell_owner`.
+            if cas64(block.word, before, before + 1, Ordering::SeqCst).is_err() {
+                line.clear();
+                return Err(double);
+            }
+            self.tell_owner(block.at)?;
+        }
+        store64(cell, 0, Ordering::Release);
+        line.end_free(block.at);
+        Ok(())
+    }
+}
