@@ -62,6 +62,8 @@ pub mod shm;
 pub mod sync;
 #[cfg(test)]
 mod test_memory;
+#[cfg(test)]
+mod test_random;
 pub mod wait;
 pub mod work;
 

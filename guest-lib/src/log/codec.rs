@@ -213,6 +213,15 @@ pub(super) fn payload_sum(words: &[AtomicU64], length: usize) -> u64 {
     offsets.finish()
 }
 
+/// The sum of some words, for headers that are written once; never 0.
+pub(crate) fn checksum(words: impl IntoIterator<Item = u64>) -> u64 {
+    let mut sum = Sum::new(0);
+    for word in words {
+        sum.add(word);
+    }
+    sum.finish().max(1)
+}
+
 /// A 64-bit sum over words.
 ///
 /// Every step is a bijection of the state for a given word, and of the word for a given state:

@@ -74,6 +74,7 @@ use codec::{
     RESULT, RETIRED, SEAL, Seal, State, TAG, entry, head_of, payload_sum,
 };
 
+pub(crate) use codec::checksum;
 pub use codec::{MAX_ENTRIES, MAX_LOCKS, log_size};
 pub use error::LogError;
 pub use outcome::{LockNotes, Outcome};
@@ -245,6 +246,21 @@ impl<'m> Log<'m> {
             result,
             happened,
             locks: LockNotes::read(&self.words[head_of(seq) + LOCK_NOTES..]),
+        })
+    }
+
+    /// Whose record was begun last; nobody's if none ever was. One load of a word that is not
+    /// verified: for an owner that wants to know whether the log is still its own.
+    ///
+    /// # Errors
+    /// [`LogError::Corrupt`].
+    pub fn owner(self) -> Result<InstanceId, LogError> {
+        Ok(match self.state()?.seq() {
+            0 => InstanceId::NONE,
+            seq => {
+                let owner = &self.words[head_of(seq) + OWNER];
+                InstanceId::from_word(load64(owner, Ordering::Relaxed))
+            }
         })
     }
 
