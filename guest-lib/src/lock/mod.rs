@@ -3,6 +3,7 @@
 //! | module | what it gives |
 //! |---|---|
 //! | [`tatas`] | [`RecoverableLock`]: two words, barging; the one to take unless there is a reason |
+//! | [`mcs`] | [`McsLock`]: a queue, first come, first served |
 //!
 //! # The orphan contract
 //!
@@ -30,8 +31,10 @@ use core::time::Duration;
 
 use lupin_abi::InstanceId;
 
+pub mod mcs;
 pub mod tatas;
 
+pub use mcs::{McsLock, McsNodes, McsWaiter};
 pub use tatas::{LockState, RecoverableLock};
 
 /// Why a lock was not acquired or released.
@@ -57,6 +60,22 @@ pub enum LockError {
     /// The caller was declared dead while it held the lock, and somebody took it over.
     #[error("the lock was taken over from {0}, which had been declared dead")]
     Lost(InstanceId),
+    /// All nodes of a table for queue locks are in use.
+    #[error("{instance} got none of the {nodes} queue nodes: all are in use")]
+    NoNode {
+        /// Who asked.
+        instance: InstanceId,
+        /// Nodes in the table.
+        nodes: u16,
+    },
+    /// A word in pod memory that no program of the pod stored.
+    #[error("{what} is corrupt: {word:#x}")]
+    Corrupt {
+        /// Which word.
+        what: &'static str,
+        /// What it holds.
+        word: u64,
+    },
 }
 
 mod sealed {

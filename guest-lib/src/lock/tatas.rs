@@ -196,8 +196,12 @@ impl<'a> RecoverableLock<'a> {
             }
             slept = true;
             if pacer.sleep_on(&self.words.wake, seen).is_err() {
-                // A wake-up may have been meant for this one, which does not want it any more.
-                self.parking().wake(1);
+                // A wake-up may have been meant for this one, which does not want it any more:
+                // raise the flag that it lowered, and pass it on if the lock is free.
+                self.parking().announce();
+                if load64(&self.words.owner, Ordering::Acquire) == 0 {
+                    self.parking().wake(1);
+                }
                 return End::timed_out(start);
             }
         }

@@ -1,0 +1,424 @@
+//! A recoverable queue lock: first come, first served, also across failures.
+//!
+//! # Sources
+//!
+//! A queue of nodes with one word, the tail, as in the MCS lock (Mellor-Crummey and Scott,
+//! "Algorithms for scalable synchronization on shared-memory multiprocessors", ACM TOCS 9(1),
+//! 1991). Each node names the one *in front*, as in the CLH lock (Craig 1993; Magnusson, Landin
+//! and Hagersten 1994), and the waiter watches that one: what a dead waiter knew is then where
+//! the one behind it looks, and no link is missing, whenever it died. (In MCS the link to the next is
+//! stored after the tail has moved, so a death between the two cuts the queue.) That giving up
+//! is a mark in one's node which the one behind acts on is from Scott and Scherer, "Scalable
+//! queue-based spin locks with timeout" (PPoPP 2001). The problem is recoverable mutual exclusion
+//! (Golab and Ramaraju, PODC 2016), where the dead come back and finish; here a survivor acts in
+//! their place, as in section 3.5 of the LUPIN paper.
+//!
+//! # How it works
+//!
+//! ```text
+//!   tail ---> [c: ahead b] ---> [b: ahead a] ---> [a: ahead none]
+//!               waits             waits             holds the lock
+//! ```
+//!
+//! A place is a node in one of its versions. To come in, store the place found in the tail
+//! into the own node and then swap the tail from it to the own place: so the queue behind a node
+//! is never without what is in front. To leave, raise the own node's version: the one behind sees
+//! that the place in front is over, stores "none in front", and holds the lock. The tail may
+//! go on to name a place that is over: that is a free lock.
+//!
+//! The one behind a node is the only one to act on it when its owner is dead:
+//!
+//! * it was waiting: copy its place in front to the own node, and wait for that;
+//! * it held the lock: the lock is [`Orphaned`](Acquired::Orphaned). Nothing is stored: the dead
+//!   holder stays at the head under its name, and whoever stands behind it is the recoverer. If that one
+//!   dies too, the next comes to stand there by the rule for the waiting. Once the
+//!   repair is declared, the recoverer ends the dead holder's place for it.
+//!
+//! So two never recover at once, and the order of the queue is kept. Whoever gives up while it
+//! waits, or lets an orphan go unrepaired, goes back from the tail if nobody is behind it, and
+//! else marks its node as left and never touches it again: to the others it is a dead waiter.
+//!
+//! Nodes of the dead that no queue knows any more (their owner died before it came in, after it left,
+//! or the one that went past them died before it could free them) are found by walking
+//! the queue of the lock for which they were used last, when somebody needs a node and none is free.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+use std::time::Instant;
+
+use lupin_abi::InstanceId;
+
+use super::sealed::Hold;
+use super::{Acquired, LockError, LockGuard, LockState, OrphanGuard};
+use crate::liveness::Liveness;
+use crate::mem::{cas64, load32, load64, store64};
+use crate::pod_safe::{PodSafe, PodShared};
+use crate::shm::ShmError;
+use crate::wait::{Pacer, deadline_after, wake};
+
+mod nodes;
+
+use nodes::{ASLEEP, Place, Seen};
+pub use nodes::{McsNodeWords, McsNodes, McsWaiter};
+
+/// The words of an MCS lock. All zero is a free lock.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct McsWords {
+    /// The last place of the queue; if that is over, or 0, the lock is free.
+    tail: AtomicU64,
+    _reserved: [AtomicU64; 7],
+}
+
+// SAFETY: `repr(C)` of atomics without padding.
+unsafe impl PodSafe for McsWords {}
+// SAFETY: all its fields are atomics.
+unsafe impl PodShared for McsWords {}
+
+/// A recoverable queue lock in pod memory.
+///
+/// Fair and, among many waiters, calm: each watches a line of its own, and a release wakes one.
+/// The price is that the lock passes from one to the next in order, also where the next is
+/// asleep; where order does not matter, [`RecoverableLock`](super::RecoverableLock) does more
+/// work on few processors.
+#[derive(Clone, Copy, Debug)]
+pub struct McsLock<'m> {
+    nodes: McsNodes<'m>,
+    words: &'m McsWords,
+    at: u64,
+}
+
+/// A place at the head of a queue, for guards.
+#[derive(Clone, Copy, Debug)]
+pub struct McsHold<'w> {
+    lock: McsLock<'w>,
+    waiter: &'w McsWaiter<'w>,
+    here: Place,
+}
+
+impl<'m> McsLock<'m> {
+    /// The lock at the offset `at` of the mapping of `nodes`, with 64 bytes and aligned to them.
+    ///
+    /// # Errors
+    /// [`ShmError::OutOfBounds`], [`ShmError::Unaligned`].
+    pub fn new(nodes: McsNodes<'m>, at: u64) -> Result<Self, ShmError> {
+        let words = nodes.memory.get(at)?;
+        Ok(Self { nodes, words, at })
+    }
+
+    /// Waits for the lock without limit; the dead in front are noticed within
+    /// [`MAX_SLEEP`](crate::wait::MAX_SLEEP) after `judge` knows of them.
+    ///
+    /// # Errors
+    /// [`LockError::Deadlock`] if the caller's instance is in the queue already,
+    /// [`LockError::NoNode`], [`LockError::Corrupt`].
+    #[inline]
+    pub fn lock<'w, J: Liveness>(
+        &self,
+        waiter: &'w mut McsWaiter<'m>,
+        judge: &J,
+    ) -> Result<Acquired<'w, McsHold<'w>>, LockError> {
+        self.acquire(waiter, judge, None)
+    }
+
+    /// Waits for the lock at most `timeout`, and then leaves the queue without harm to it.
+    ///
+    /// # Errors
+    /// [`LockError::Timeout`], and those of [`lock`](Self::lock).
+    #[inline]
+    pub fn lock_timeout<'w, J: Liveness>(
+        &self,
+        waiter: &'w mut McsWaiter<'m>,
+        judge: &J,
+        timeout: Duration,
+    ) -> Result<Acquired<'w, McsHold<'w>>, LockError> {
+        self.acquire(waiter, judge, Some(timeout))
+    }
+
+    /// Takes the lock if nobody alive holds it or waits for it.
+    ///
+    /// # Errors
+    /// [`LockError::Timeout`], and those of [`lock`](Self::lock).
+    #[inline]
+    pub fn try_lock<'w, J: Liveness>(
+        &self,
+        waiter: &'w mut McsWaiter<'m>,
+        judge: &J,
+    ) -> Result<Acquired<'w, McsHold<'w>>, LockError> {
+        self.acquire(waiter, judge, Some(Duration::ZERO))
+    }
+
+    /// Who holds the lock, which dead holder waits for repair, and who is there to repair it. A
+    /// snapshot for people; `None` if the queue changed too often to take one, or holds garbage.
+    pub fn inspect<J: Liveness>(&self, judge: &J) -> Option<LockState> {
+        let (mut head, mut next) = (None, None);
+        self.nodes.walk(self.words, |place, _| {
+            (head, next) = (Some(place), head);
+            false
+        })?;
+        let owner = |place| match self.nodes.look(place, judge) {
+            Ok(Seen::Alive(owner)) => Some(owner),
+            _ => None,
+        };
+        let Some(head) = head else {
+            return Some(LockState::Free);
+        };
+        match self.nodes.look(head, judge).ok()? {
+            Seen::Alive(owner) => Some(LockState::Held(owner)),
+            Seen::DeadHolder(previous) => Some(LockState::Orphaned {
+                previous,
+                recoverer: next.and_then(owner),
+            }),
+            Seen::Over | Seen::DeadWaiter { .. } => Some(LockState::Free),
+        }
+    }
+
+    #[inline(always)]
+    fn acquire<'w, J: Liveness>(
+        &self,
+        waiter: &'w McsWaiter<'m>,
+        judge: &J,
+        timeout: Option<Duration>,
+    ) -> Result<Acquired<'w, McsHold<'w>>, LockError> {
+        let here = waiter.next_place(judge)?;
+        let hold = McsHold {
+            lock: *self,
+            waiter,
+            here,
+        };
+        // Acquire: leads to the version of that place's node.
+        let tail = Place::from_word(load64(&self.words.tail, Ordering::Acquire));
+        if self.nodes.is_over(tail)? && hold.enter(tail, Place::NONE)? {
+            return Ok(Acquired::Clean(hold.guard()));
+        }
+        hold.wait(judge, timeout)
+    }
+}
+
+impl<'w> McsHold<'w> {
+    #[inline]
+    fn guard(self) -> LockGuard<'w, Self> {
+        self.waiter.held.set(true);
+        LockGuard::new(self, self.waiter.me)
+    }
+
+    /// Puts the own place behind `tail`, unless that is no longer the end of the queue.
+    /// `ahead` is `tail`, or none if that is over.
+    #[inline]
+    fn enter(&self, tail: Place, ahead: Place) -> Result<bool, LockError> {
+        let node = self.lock.nodes.node(self.here)?;
+        // Relaxed: published by the swap of the tail. The loads spare a lock that is taken again
+        // and again two stores.
+        if load64(&node.lock, Ordering::Relaxed) != self.lock.at {
+            store64(&node.lock, self.lock.at, Ordering::Relaxed);
+        }
+        if load64(&node.pred, Ordering::Relaxed) != ahead.word() {
+            store64(&node.pred, ahead.word(), Ordering::Relaxed);
+        }
+        let words = self.lock.words;
+        // Release: publishes the node. Acquire: who is behind a free lock's last place sees what
+        // its holder did.
+        Ok(cas64(&words.tail, tail.word(), self.here.word(), Ordering::AcqRel).is_ok())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait<J: Liveness>(
+        self,
+        judge: &J,
+        timeout: Option<Duration>,
+    ) -> Result<Acquired<'w, Self>, LockError> {
+        let start = Instant::now();
+        if timeout.is_some_and(|timeout| timeout.is_zero()) && self.is_somebody_there(judge) {
+            return Err(self.timed_out(start, judge));
+        }
+        let nodes = &self.lock.nodes;
+        let mut ahead = loop {
+            let tail = Place::from_word(load64(&self.lock.words.tail, Ordering::Acquire));
+            let ahead = if nodes.is_over(tail)? {
+                Place::NONE
+            } else {
+                tail
+            };
+            if self.enter(tail, ahead)? {
+                break ahead;
+            }
+            core::hint::spin_loop();
+        };
+        let result = self.advance(&mut ahead, judge, timeout.map(deadline_after), start);
+        if result.is_err() {
+            self.leave(ahead)?;
+        }
+        result
+    }
+
+    /// Waits in the queue until nobody is in front, or a dead holder.
+    fn advance<J: Liveness>(
+        self,
+        ahead: &mut Place,
+        judge: &J,
+        deadline: Option<Instant>,
+        start: Instant,
+    ) -> Result<Acquired<'w, Self>, LockError> {
+        let nodes = &self.lock.nodes;
+        let node = nodes.node(self.here)?;
+        let mut pacer = Pacer::new(deadline);
+        let (mut looked, mut slept) = (false, false);
+        loop {
+            if nodes.is_over(*ahead)? {
+                if !ahead.is_none() {
+                    // Release: whoever finds this hold after the caller's death is behind it.
+                    store64(&node.pred, 0, Ordering::Release);
+                }
+                return Ok(Acquired::Clean(self.guard()));
+            }
+            if looked && pacer.spin() {
+                continue;
+            }
+            looked = true;
+            let owner = match nodes.look(*ahead, judge)? {
+                Seen::Over => continue,
+                Seen::Alive(owner) => owner,
+                Seen::DeadHolder(previous) => {
+                    self.waiter.held.set(true);
+                    let orphan = OrphanGuard::new(self, self.waiter.me, previous);
+                    return Ok(Acquired::Orphaned(orphan));
+                }
+                Seen::DeadWaiter { owner, ahead: next } => {
+                    // Release: whoever goes past this one in turn sees what it read. The dead
+                    // one's place ends after this: see `walk`.
+                    store64(&node.pred, next.word(), Ordering::Release);
+                    nodes.discard(*ahead, owner)?;
+                    *ahead = next;
+                    continue;
+                }
+            };
+            if pacer.spin() {
+                continue;
+            }
+            if !slept && self.is_in_own_way() {
+                return Err(LockError::Deadlock(self.waiter.me));
+            }
+            slept = true;
+            let front = nodes.node(*ahead)?;
+            let seen = load32(&front.wake, Ordering::Acquire);
+            // The flag is in the word that the release changes, so the two cannot miss each
+            // other. One who gives up stores its owner word and then reads the flag, and this
+            // one the other way round: SeqCst on both sides.
+            let lasting = ahead.lasting();
+            let flagged = cas64(&front.version, lasting, lasting | ASLEEP, Ordering::SeqCst);
+            if flagged.is_err_and(|found| found != lasting | ASLEEP)
+                || load64(&front.owner, Ordering::SeqCst) != owner.word()
+            {
+                continue;
+            }
+            if pacer.sleep_on(&front.wake, seen).is_err() && !nodes.is_over(*ahead)? {
+                return Err(self.timed_out(start, judge));
+            }
+        }
+    }
+
+    /// Takes the own place out of the queue. Its owner holds nothing.
+    fn leave(&self, ahead: Place) -> Result<(), LockError> {
+        let nodes = &self.lock.nodes;
+        self.waiter.held.set(false);
+        // Nobody behind: the queue is what it was before. Release: whoever comes next looks at
+        // the place in front.
+        let (here, tail) = (self.here, &self.lock.words.tail);
+        if cas64(tail, here.word(), ahead.word(), Ordering::AcqRel).is_ok() {
+            // So that a walk that is just here learns that it is not in this queue any more.
+            nodes.end(here)?;
+            return Ok(());
+        }
+        // The one behind goes past as if the caller were dead, and frees the node.
+        self.waiter.number.set(0);
+        let node = nodes.node(here)?;
+        let me = self.waiter.me.word();
+        let marked = cas64(&node.owner, me, here.gone(), Ordering::SeqCst);
+        // SeqCst: see `advance`.
+        if marked.is_ok() && load64(&node.version, Ordering::SeqCst) == here.lasting() | ASLEEP {
+            wake(&node.wake, 1);
+        }
+        Ok(())
+    }
+
+    /// Whether somebody alive holds the lock or waits for it.
+    fn is_somebody_there<J: Liveness>(&self, judge: &J) -> bool {
+        let nodes = &self.lock.nodes;
+        let alive = |place, _| matches!(nodes.look(place, judge), Ok(Seen::Alive(_)));
+        nodes.walk(self.lock.words, alive).unwrap_or(true)
+    }
+
+    /// Whether the caller's instance stands in front of itself.
+    fn is_in_own_way(&self) -> bool {
+        let mut passed = false;
+        let found = self.lock.nodes.walk(self.lock.words, |place, owner| {
+            if place == self.here {
+                passed = true;
+                return false;
+            }
+            passed && owner == self.waiter.me.word()
+        });
+        found == Some(true)
+    }
+
+    fn timed_out<J: Liveness>(&self, start: Instant, judge: &J) -> LockError {
+        let holder = match self.lock.inspect(judge) {
+            Some(LockState::Held(holder)) => holder,
+            Some(LockState::Orphaned { recoverer, .. }) => recoverer.unwrap_or(InstanceId::NONE),
+            _ => InstanceId::NONE,
+        };
+        LockError::Timeout {
+            holder,
+            waited: start.elapsed(),
+        }
+    }
+}
+
+impl Hold for McsHold<'_> {
+    #[inline(always)]
+    fn release(&self, me: InstanceId) -> Result<(), LockError> {
+        self.waiter.held.set(false);
+        match self.lock.nodes.end(self.here)? {
+            Some(false) => Ok(()),
+            Some(true) => {
+                wake(&self.lock.nodes.node(self.here)?.wake, 1);
+                Ok(())
+            }
+            None => {
+                // The node is another's by now, or will be.
+                self.waiter.number.set(0);
+                Err(LockError::Lost(me))
+            }
+        }
+    }
+
+    fn adopt(&self, me: InstanceId, previous: InstanceId) -> Result<(), LockError> {
+        let nodes = &self.lock.nodes;
+        let node = nodes.node(self.here)?;
+        let dead = Place::from_word(load64(&node.pred, Ordering::Relaxed));
+        // This is the moment of the repair: if the caller dies after it, whoever is behind finds
+        // the dead holder's place over and the lock consistent.
+        if nodes.end(dead)?.is_none() {
+            self.leave(dead)?;
+            return Err(LockError::Lost(me));
+        }
+        store64(&node.pred, 0, Ordering::Release);
+        let owner = &nodes.node(dead)?.owner;
+        // Release: pairs with the Acquire of the next claim. Fails if a claim found it first.
+        let _ = cas64(owner, previous.word(), 0, Ordering::AcqRel);
+        Ok(())
+    }
+
+    fn let_go(&self, _me: InstanceId) {
+        let nodes = &self.lock.nodes;
+        if let Ok(node) = nodes.node(self.here) {
+            let dead = Place::from_word(load64(&node.pred, Ordering::Relaxed));
+            let _ = self.leave(dead);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "mcs_test.rs"]
+mod mcs_test;
