@@ -182,6 +182,9 @@ impl<'a> RecoverableLock<'a> {
             if !judge.is_alive(owner)
                 && let Some(dead) = self.recover(me, judge)
             {
+                if slept {
+                    self.parking().pass_on();
+                }
                 return End::Orphaned(dead);
             }
             if timeout.is_some_and(|timeout| timeout.is_zero()) {
