@@ -108,7 +108,8 @@ impl GenerationEntry {
 pub struct FabricState {
     epoch: AtomicU64,
     ring_head: AtomicU64,
-    _reserved: [AtomicU64; 6],
+    manager_beat: AtomicU64,
+    _reserved: [AtomicU64; 5],
 }
 
 impl FabricState {
@@ -120,6 +121,19 @@ impl FabricState {
     /// Raises the epoch at a take-over. For the fabric manager.
     pub fn set_epoch(&self, epoch: u64) {
         self.epoch.store(epoch, Ordering::Release);
+    }
+
+    /// Moves with every look that the fabric manager takes at the nodes, so that its backup sees
+    /// it work. Only "changed or not" means anything.
+    pub fn manager_beat(&self) -> u64 {
+        self.manager_beat.load(Ordering::Relaxed)
+    }
+
+    /// Moves it. For the fabric manager.
+    pub fn beat_manager(&self) {
+        // One writer, and nothing is published by it.
+        let next = self.manager_beat.load(Ordering::Relaxed).wrapping_add(1);
+        self.manager_beat.store(next, Ordering::Relaxed);
     }
 
     /// The sequence number of the newest event; 0 if there is none.
@@ -165,6 +179,11 @@ pub struct FabricSection {
     _gap2: [AtomicU64; (0x20000 - 0x11000) / 8],
     ring: [EventSlot; RING_SLOTS],
 }
+
+/// Where [`FabricState::manager_beat`] lies, in bytes from the start of pod memory, for whoever
+/// reads it without a mapping.
+pub const MANAGER_BEAT_AT: u64 = (core::mem::offset_of!(FabricSection, state)
+    + core::mem::offset_of!(FabricState, manager_beat)) as u64;
 
 const _: () = {
     assert!(size_of::<GenerationEntry>() == 64);

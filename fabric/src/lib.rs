@@ -38,5 +38,6 @@ pub mod namespace_init;
 pub mod podfile;
 pub mod power;
 pub mod runtime;
+pub mod standby;
 pub mod sys;
 pub mod vmm_protocol;

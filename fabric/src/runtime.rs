@@ -26,7 +26,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::api::CONTROL_SOCKET;
-use crate::sys::process::{ProcessName, host_boot_id};
+use crate::sys::process::{ProcessName, host_boot_id, start_time};
 use crate::vmm_protocol;
 
 /// Where pods have their runtime folders, unless [`RUNTIME_DIR_ENV`] or a flag says otherwise.
@@ -138,21 +138,39 @@ impl RuntimeFolder {
         match lock.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
-                let pid = fs::read_to_string(&lock_path).unwrap_or_default();
+                let text = fs::read_to_string(&lock_path).unwrap_or_default();
                 return Err(RuntimeError::Locked {
                     folder: path,
-                    pid: pid.trim().into(),
+                    pid: text.lines().next().unwrap_or_default().into(),
                 });
             }
             Err(fs::TryLockError::Error(e)) => {
                 return Err(failed(&lock_path, "lock the lock file")(e));
             }
         }
-        fs::write(&lock_path, format!("{}\n", std::process::id()))
+        let pid = std::process::id();
+        let start_time = start_time(pid).unwrap_or_default();
+        fs::write(&lock_path, format!("{pid}\n{start_time}\n"))
             .map_err(failed(&lock_path, "write the lock file"))?;
         let nodes = path.join("nodes");
         make_private(&nodes)?;
         Ok(Self { path, _lock: lock })
+    }
+
+    /// Who took the lock last: the manager of the pod in `folder`, if it still runs.
+    pub fn last_manager(folder: &Path) -> Option<ProcessName> {
+        let text = fs::read_to_string(folder.join("fabricd.lock")).ok()?;
+        let mut lines = text.lines();
+        Some(ProcessName {
+            pid: lines.next()?.parse().ok()?,
+            start_time: lines.next()?.parse().ok()?,
+        })
+    }
+
+    /// Whether the pod in `folder` was left without being brought down: it needs a manager.
+    pub fn needs_manager(folder: &Path) -> bool {
+        read_json::<ManagerRecord>(&folder.join("manager.json"))
+            .is_some_and(|found| found.host_boot_id == host_boot_id())
     }
 
     /// The folder.

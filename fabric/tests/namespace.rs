@@ -288,3 +288,94 @@ fn a_node_that_never_joins_is_reported_with_its_console() {
     });
     assert!(pod.log().contains("join-timeout"));
 }
+
+/// Waits for a manager other than `before` with a backup of its own.
+fn wait_for_successor(pod: &TestPod, before: u32) -> (u32, u32) {
+    let begin = std::time::Instant::now();
+    loop {
+        let status = lupin_fabric::api::Client::connect(&pod.runtime())
+            .and_then(|mut client| client.status());
+        if let Ok(status) = status
+            && status.manager_pid != before
+            && let Some(backup) = status.backup_pid
+        {
+            return (status.manager_pid, backup);
+        }
+        assert!(begin.elapsed() < support::PATIENCE, "{}", pod.log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn signal_process(pid: u32, signal: nix::sys::signal::Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), signal).unwrap();
+}
+
+fn is_gone(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Nobody may have waited for it yet.
+    stat.is_empty() || stat.contains(") Z ")
+}
+
+#[test]
+fn a_backup_takes_the_place_of_a_dead_manager_and_of_a_hung_one() {
+    use nix::sys::signal::Signal;
+    let mut pod = TestPod::new(2, "[manager]\nbackup = true\nbackup_timeout_ms = 200\n");
+    pod.start();
+    let first = pod.wait_joined(&[1, 1]);
+    let (manager, backup) = wait_for_successor(&pod, 0);
+    assert_eq!(manager, first.manager_pid);
+    let memory = map(&pod.folder.path().join("pod"));
+    let entry = memory.fabric().entry(NodeId::new(2).unwrap());
+
+    // A node dies together with the manager that should have noticed.
+    let begin = std::time::Instant::now();
+    signal_process(manager, Signal::SIGKILL);
+    signal_process(first.nodes[1].pid.unwrap(), Signal::SIGKILL);
+    wait_until("the new generation", || entry.generation() == 2);
+    println!("generation raised {:?} after both deaths", begin.elapsed());
+    let (second, next_backup) = wait_for_successor(&pod, manager);
+    assert_eq!(second, backup, "the backup that stood by took over");
+    assert_ne!(next_backup, backup);
+    let status = pod.wait_joined(&[1, 2]);
+    assert_eq!(status.epoch, 2);
+    assert_eq!(status.nodes[0].pid, first.nodes[0].pid, "nobody noticed");
+
+    // A stopped manager does not look at anything; its backup ends it first.
+    signal_process(second, Signal::SIGSTOP);
+    let (third, last_backup) = wait_for_successor_of_stopped(&pod, second, &memory);
+    assert_eq!(third, next_backup);
+    assert!(is_gone(second), "two managers");
+    let status = pod.wait_joined(&[1, 2]);
+    assert_eq!(status.epoch, 3);
+    assert_eq!(status.nodes[0].pid, first.nodes[0].pid);
+
+    // A backup that dies is replaced; a second one has nothing to do.
+    signal_process(last_backup, Signal::SIGKILL);
+    wait_until("another backup", || {
+        let backup = pod.status().backup_pid;
+        backup.is_some_and(|pid| pid != last_backup)
+    });
+    wait_until("it stands by", || {
+        let output = pod.command().arg("--standby").output().unwrap();
+        output.status.code() == Some(3)
+    });
+
+    // The pod goes down, and with it everybody.
+    let backup = pod.status().backup_pid.unwrap();
+    signal_process(third, Signal::SIGTERM);
+    wait_until("the end of manager and backup", || {
+        is_gone(third) && is_gone(backup)
+    });
+    assert!(!pod.runtime().join("fabricd.sock").exists());
+    let output = pod.command().arg("--standby").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", pod.log());
+    assert!(pod.log().contains("nothing to stand by for"));
+}
+
+/// As [`wait_for_successor`]; the control socket of a stopped manager takes connections and
+/// never answers, so look at the epoch first.
+fn wait_for_successor_of_stopped(pod: &TestPod, before: u32, memory: &Mapped) -> (u32, u32) {
+    let epoch = memory.fabric().state().epoch();
+    wait_until("the next epoch", || memory.fabric().state().epoch() > epoch);
+    wait_for_successor(pod, before)
+}

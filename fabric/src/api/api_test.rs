@@ -32,6 +32,7 @@ impl PodControl for FakeManager {
             phase: PodPhase::Running,
             manager_pid: 1,
             epoch: 1,
+            backup_pid: None,
             pod_file: "/demo.toml".into(),
             memory: "/demo.pod".into(),
             memory_bytes: 0,

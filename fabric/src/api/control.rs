@@ -120,6 +120,8 @@ pub struct PodStatus {
     pub manager_pid: u32,
     /// How many managers have taken charge of this pod memory, this one included.
     pub epoch: u64,
+    /// Process id of the manager that stands by, if there is one.
+    pub backup_pid: Option<u32>,
     /// The pod file in use.
     pub pod_file: PathBuf,
     /// The pod memory.

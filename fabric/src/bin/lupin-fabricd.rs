@@ -5,18 +5,19 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use lupin_fabric::api::{PodControl, Server};
-use lupin_fabric::manager::{Backends, Manager, ManagerError};
+use lupin_fabric::manager::{Backends, Manager, ManagerError, ManagerHandle};
 use lupin_fabric::namespace_init::{self, NamespaceInit};
 use lupin_fabric::podfile::{HostLimits, Pod};
 use lupin_fabric::power::namespace::NamespacePower;
 use lupin_fabric::power::vmm::VmmPower;
 use lupin_fabric::runtime::{DEFAULT_RUNTIME_DIR, RUNTIME_DIR_ENV, RuntimeError};
+use lupin_fabric::standby::{self, StandbyError, Verdict};
 use lupin_fabric::sys::spawn::beside;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -79,6 +80,13 @@ struct Serve {
     #[arg(long, value_name = "PROGRAM", env = "LUPIN_GUEST_AGENT")]
     agent: Option<PathBuf>,
 
+    /// Stand by for the manager that runs this pod: take over when it dies, or when it does not
+    /// look at its nodes for manager.backup_timeout_ms of the pod file, after ending it. Ends when
+    /// the pod is brought down. Started by the manager itself if the pod file says
+    /// manager.backup = true.
+    #[arg(long)]
+    standby: bool,
+
     /// How long processes have to end by themselves when the pod is brought down by a signal.
     #[arg(long, value_name = "MS", default_value_t = 5000)]
     grace_ms: u64,
@@ -126,6 +134,16 @@ impl From<ManagerError> for Failure {
     }
 }
 
+impl From<StandbyError> for Failure {
+    fn from(error: StandbyError) -> Self {
+        let code = match &error {
+            StandbyError::AlreadyThere(_) => 3,
+            StandbyError::NoManager(_) | StandbyError::Io { .. } => 1,
+        };
+        Self::new(code, error)
+    }
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Some(Command::NamespaceInit {
@@ -162,10 +180,12 @@ fn serve(args: Serve) -> Result<(), Failure> {
     let ready = args.ready_fd.map(adopt_ready_fd).transpose();
     start_log(&args)?;
     let ready = ready?;
-    let file = args.pod_file.unwrap_or_default();
+    let backup = backup_command(&args)?;
+    let file = args.pod_file.clone().unwrap_or_default();
     let pod = Pod::load(&file).map_err(|e| Failure::new(2, e))?;
     pod.check_host(&HostLimits::of_this_host(&pod))
         .map_err(|e| Failure::new(2, e))?;
+    let wants_backup = pod.backup.wanted;
     let init = std::env::current_exe().map_err(|e| Failure::new(1, e))?;
     let backends = Backends {
         kvm: Arc::new(VmmPower {
@@ -177,7 +197,11 @@ fn serve(args: Serve) -> Result<(), Failure> {
             agent: beside("lupin-guest-agent", args.agent.as_deref()),
         }),
     };
-    let manager = Manager::open(pod, &args.runtime_dir, backends)?;
+    let manager = take_charge(pod, &args, &backends)?;
+    let Some(manager) = manager else {
+        log::info!("the pod was brought down: nothing to stand by for");
+        return Ok(());
+    };
     let handle = manager.handle();
     // Before anything is started: a signal from here on brings the pod down in order.
     watch_signals(handle.clone(), Duration::from_millis(args.grace_ms))?;
@@ -197,9 +221,61 @@ fn serve(args: Serve) -> Result<(), Failure> {
         let _ = ready.write_all(b"ready\n");
     }
     notify_service_manager();
+    if wants_backup {
+        keep_backup(backup, manager.handle())?;
+    }
     let outcome = manager.run();
     drop(server);
     outcome.map_err(Failure::from)
+}
+
+/// Takes charge of the pod: at once, or as a backup when the time comes; `None` if it never does.
+fn take_charge(pod: Pod, args: &Serve, backends: &Backends) -> Result<Option<Manager>, Failure> {
+    loop {
+        if args.standby && standby::wait(&args.runtime_dir, &pod)? == Verdict::PodIsDown {
+            return Ok(None);
+        }
+        match Manager::open(pod.clone(), &args.runtime_dir, backends.clone()) {
+            // An operator was faster than this backup: there is another manager to stand by for.
+            Err(ManagerError::Runtime(RuntimeError::Locked { .. })) if args.standby => {}
+            outcome => return Ok(Some(outcome?)),
+        }
+    }
+}
+
+/// This program again, as a backup with the same arguments.
+fn backup_command(args: &Serve) -> Result<std::process::Command, Failure> {
+    use std::os::unix::process::CommandExt;
+    let program = std::env::current_exe().map_err(|e| Failure::new(1, e))?;
+    let mut command = std::process::Command::new(program);
+    command.arg("--standby");
+    let paths = [
+        ("--pod-file", &args.pod_file),
+        ("--vmm", &args.vmm),
+        ("--agent", &args.agent),
+        ("--log-file", &args.log_file),
+    ];
+    for (flag, path) in paths {
+        if let Some(path) = path {
+            command.arg(flag).arg(path);
+        }
+    }
+    command.arg("--runtime-dir").arg(&args.runtime_dir);
+    command.args(["--grace-ms", &args.grace_ms.to_string()]);
+    command.args(["--log-level", &args.log_level.to_string()]);
+    // A group of its own: Ctrl-C at a terminal brings the pod down, which is not its business.
+    command.stdin(Stdio::null()).process_group(0);
+    // It is not what a service manager waits for.
+    command.env_remove("NOTIFY_SOCKET");
+    Ok(command)
+}
+
+fn keep_backup(command: std::process::Command, handle: Arc<ManagerHandle>) -> Result<(), Failure> {
+    let spawned = std::thread::Builder::new()
+        .name("backup".into())
+        .spawn(move || standby::keep(command, &handle.backup_pid));
+    spawned.map_err(|e| Failure::new(1, format!("cannot keep a backup: {e}")))?;
+    Ok(())
 }
 
 /// Owns the descriptor that the starter left for the message.

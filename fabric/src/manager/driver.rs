@@ -82,6 +82,7 @@ pub(super) fn run(manager: Manager) -> Result<(), ManagerError> {
                 TIMER => {
                     // Only says how often it expired; a late loop makes one look, not many.
                     let _ = timer.wait();
+                    driver.core.memory.fabric().state().beat_manager();
                     driver.core.tick();
                 }
                 WAKE => {

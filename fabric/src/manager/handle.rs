@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ pub struct ManagerHandle {
     memory: Arc<PodMemory>,
     folder: PathBuf,
     epoch: u64,
+    /// Process id of the backup manager, 0 if there is none.
+    pub backup_pid: AtomicU32,
     queue: Mutex<VecDeque<Command>>,
     pub(super) wake: EventFd,
     view: Mutex<View>,
@@ -70,6 +73,7 @@ impl ManagerHandle {
             memory,
             folder: folder.into(),
             epoch,
+            backup_pid: AtomicU32::new(0),
             queue: Mutex::default(),
             wake: EventFd::from_value_and_flags(0, flags)?,
             view: Mutex::default(),
@@ -163,6 +167,10 @@ impl PodControl for ManagerHandle {
             },
             manager_pid: std::process::id(),
             epoch: self.epoch,
+            backup_pid: match self.backup_pid.load(Ordering::Relaxed) {
+                0 => None,
+                pid => Some(pid),
+            },
             pod_file: self.pod.file.clone(),
             memory: self.pod.memory.path.clone(),
             memory_bytes: self.memory.header().total_size(),

@@ -11,7 +11,7 @@ use lupin_abi::layout::{GRANULE, MAX_POD_NAME, MIN_SYSTEM_SIZE, PodHeader};
 
 use super::raw::{self, BackendKind, RestartKind};
 use super::size::{Size, display};
-use super::{Backend, Guest, Heartbeat, Memory, Node, Pod, PodFileError, Restart, base_of};
+use super::{Backend, Backup, Guest, Heartbeat, Memory, Node, Pod, PodFileError, Restart, base_of};
 
 /// Longest name of a node: it is a folder name and part of socket paths.
 const MAX_NODE_NAME: usize = 32;
@@ -99,6 +99,7 @@ pub(super) fn check(raw: raw::PodFile, file: &Path) -> Result<Pod, PodFileError>
     let heartbeat = check_heartbeat(&complain, &raw.heartbeat)?;
     let fence_ms = raw.fence.timeout_ms;
     let fence_timeout = check_ms(&complain, "fence.timeout_ms", fence_ms, 1, 60_000, 200)?;
+    let backup = check_backup(&complain, &raw.manager, &heartbeat)?;
     let nodes = check_nodes(&complain, &raw, &base)?;
     let highest = nodes.last().map_or(0, |node| node.id.get());
     let memory = check_memory(&complain, &raw.memory, &base, highest)?;
@@ -129,6 +130,7 @@ pub(super) fn check(raw: raw::PodFile, file: &Path) -> Result<Pod, PodFileError>
         memory,
         heartbeat,
         fence_timeout,
+        backup,
         nodes,
     })
 }
@@ -185,6 +187,35 @@ fn check_memory(
 }
 
 /// A number of milliseconds between two bounds.
+fn check_backup(
+    complain: &Complaint<'_>,
+    raw: &raw::Manager,
+    heartbeat: &Heartbeat,
+) -> Result<Backup, PodFileError> {
+    let key = "manager.backup_timeout_ms";
+    // A manager works whenever it looks at its nodes.
+    let least = heartbeat.poll * 4;
+    let default = (heartbeat.poll * 8).max(Duration::from_millis(500));
+    let timeout = match raw.backup_timeout_ms {
+        None => default,
+        Some(ms) => {
+            let default = default.as_millis() as u64;
+            let timeout = check_ms(complain, key, ms, 10, 600_000, default)?;
+            if timeout < least {
+                let problem = "a manager at work would be taken for hung";
+                let least = least.as_millis();
+                let advice = format!("use at least {least}, four times heartbeat.poll_ms");
+                return Err(complain.about(key, ms, problem, advice));
+            }
+            timeout
+        }
+    };
+    Ok(Backup {
+        wanted: raw.backup,
+        timeout,
+    })
+}
+
 fn check_ms(
     complain: &Complaint<'_>,
     key: &str,

@@ -38,6 +38,8 @@ pub struct Pod {
     pub heartbeat: Heartbeat,
     /// How long a VMM may take to fence its guest before it is killed.
     pub fence_timeout: Duration,
+    /// Whether a second manager stands by.
+    pub backup: Backup,
     /// The nodes, by id.
     pub nodes: Vec<Node>,
 }
@@ -53,6 +55,15 @@ pub struct Memory {
     pub system: u64,
     /// How many node sections there are: the largest node id that the pod can ever have.
     pub node_capacity: u32,
+}
+
+/// The `[manager]` table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backup {
+    /// Whether the manager starts one, and another whenever that ends.
+    pub wanted: bool,
+    /// How long a manager may show no work before its backup ends it and takes over.
+    pub timeout: Duration,
 }
 
 /// The `[heartbeat]` table.

@@ -165,6 +165,15 @@ fn heartbeat_numbers_make_sense() {
         &["fence.timeout_ms = 0", "default of 200"],
     );
     with("[fence]\ntimeout = 5", &["timeout_ms"]);
+    with(
+        "[manager]\nbackup_timeout_ms = 1",
+        &["manager.backup_timeout_ms = 1", "default of 500"],
+    );
+    with(
+        "poll_ms = 40\n[manager]\nbackup_timeout_ms = 159",
+        &["manager.backup_timeout_ms = 159", "at least 160"],
+    );
+    with("[manager]\nbackups = 2", &["backup_timeout_ms"]);
 }
 
 #[test]

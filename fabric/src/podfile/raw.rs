@@ -14,6 +14,8 @@ pub(super) struct PodFile {
     #[serde(default)]
     pub fence: Fence,
     #[serde(default)]
+    pub manager: Manager,
+    #[serde(default)]
     pub defaults: Settings,
     #[serde(default, rename = "node")]
     pub nodes: Vec<Node>,
@@ -58,6 +60,13 @@ impl Default for Fence {
     fn default() -> Self {
         Self { timeout_ms: 200 }
     }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Manager {
+    pub backup: bool,
+    pub backup_timeout_ms: Option<u64>,
 }
 
 /// The keys that `[defaults]` and `[[node]]` have in common. They are spelled out twice because

@@ -281,6 +281,14 @@ impl TestPod {
 impl Drop for TestPod {
     /// Leaves no process behind, whatever the test found.
     fn drop(&mut self) {
+        // Without this file a backup takes the pod for brought down, and ends.
+        let _ = std::fs::remove_file(self.runtime().join("manager.json"));
+        let manager = lupin_fabric::runtime::RuntimeFolder::last_manager(&self.runtime());
+        if let Some(name) = manager
+            && let Ok(Some(manager)) = lupin_fabric::sys::process::Process::find(name)
+        {
+            let _ = manager.kill();
+        }
         if let Some(mut manager) = self.manager.take() {
             let _ = manager.kill();
             let _ = manager.wait();

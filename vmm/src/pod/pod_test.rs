@@ -45,6 +45,7 @@ impl PodControl for FakeManager {
             // No process: what waits for its end does not wait.
             manager_pid: u32::MAX,
             epoch: 1,
+            backup_pid: None,
             pod_file: "/demo.toml".into(),
             memory: "/demo.pod".into(),
             memory_bytes: 2 << 30,

@@ -50,8 +50,12 @@ fn describe(pod: &PodStatus) -> String {
         PodPhase::Running => "running",
         PodPhase::GoingDown => "going down",
     };
+    let backup = match pod.backup_pid {
+        Some(pid) => format!(", backup {pid}"),
+        None => String::new(),
+    };
     let mut out = format!(
-        "pod {}: {phase}, manager {} (epoch {}), {} shared memory in {}\n",
+        "pod {}: {phase}, manager {} (epoch {}){backup}, {} shared memory in {}\n",
         pod.pod,
         pod.manager_pid,
         pod.epoch,
