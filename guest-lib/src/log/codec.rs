@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! 0x000  begun, committed, retired     sequence numbers
-//! 0x040  head of even records          owner, kind, tag, intent sum; result, length, payload sum, seal
-//! 0x080      their locks               8 words: offset of the lock, bit 0 set once it is held
+//! 0x040  head of even records          owner, kind, tag, previous, intent sum;
+//!                                      result, length, payload sum, seal
+//! 0x088      their locks               7 words: offset of the lock, bit 0 set once it is held
 //! 0x0c0  head of odd records           likewise
-//! 0x100      their locks
 //! 0x140  entries                       offset, value; offset, value; ...
 //! ```
 //!
@@ -13,8 +13,9 @@
 //! head of the record before is still the answer to "what happened last?", and the one store of
 //! `begun` changes the answer.
 //!
-//! The intent sum covers owner (id and generation), sequence, kind and tag. The payload sum covers
-//! the entries. The seal covers the intent sum, the result, the length and the payload sum. So
+//! The intent sum covers owner (id and generation), sequence, kind, tag, and the sequence number
+//! of the last record that was committed before (`previous`): so that a record is not applied
+//! again because `retired` fell back. The payload sum covers the entries. The seal covers the intent sum, the result, the length and the payload sum. So
 //! every word of a record is covered by its seal, and what is left of a record after its entries
 //! were overwritten by the next one can still be verified.
 
@@ -22,7 +23,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use lupin_abi::InstanceId;
 
-use crate::mem::load64;
+use crate::mem::{fill64, load64};
 
 /// Words before the heads.
 pub(super) const BEGUN: usize = 0;
@@ -35,12 +36,13 @@ const HEAD_WORDS: usize = 16;
 pub(super) const OWNER: usize = 0;
 pub(super) const KIND: usize = 1;
 pub(super) const TAG: usize = 2;
-pub(super) const INTENT_SUM: usize = 3;
-pub(super) const RESULT: usize = 4;
-pub(super) const LENGTH: usize = 5;
-pub(super) const PAYLOAD_SUM: usize = 6;
-pub(super) const SEAL: usize = 7;
-pub(super) const LOCK_NOTES: usize = 8;
+pub(super) const PREVIOUS: usize = 3;
+pub(super) const INTENT_SUM: usize = 4;
+pub(super) const RESULT: usize = 5;
+pub(super) const LENGTH: usize = 6;
+pub(super) const PAYLOAD_SUM: usize = 7;
+pub(super) const SEAL: usize = 8;
+pub(super) const LOCK_NOTES: usize = 9;
 
 /// The first word of the entries.
 pub(super) const ENTRIES: usize = HEADS + 2 * HEAD_WORDS;
@@ -49,7 +51,7 @@ pub(super) const ENTRIES: usize = HEADS + 2 * HEAD_WORDS;
 pub const MAX_ENTRIES: u32 = 1 << 16;
 
 /// The most locks that one record notes.
-pub const MAX_LOCKS: usize = 8;
+pub const MAX_LOCKS: usize = 7;
 
 /// Bytes of a log for records of up to `entries` words; a multiple of 64.
 pub const fn log_size(entries: u32) -> u64 {
@@ -128,6 +130,8 @@ pub(super) struct Intent {
     pub(super) seq: u64,
     pub(super) kind: u32,
     pub(super) tag: u64,
+    /// The last record before that was committed.
+    pub(super) previous: u64,
 }
 
 impl Intent {
@@ -136,11 +140,25 @@ impl Intent {
         sum.add(self.owner.word());
         sum.add(self.kind.into());
         sum.add(self.tag);
+        sum.add(self.previous);
         sum.finish()
     }
 
-    /// Reads and verifies the intent of the record `seq`.
-    pub(super) fn read(words: &[AtomicU64], seq: u64) -> Result<Self, Mismatch> {
+    /// Writes the intent into the head of its record; returns its sum.
+    pub(super) fn write(&self, words: &[AtomicU64]) -> u64 {
+        let head = &words[head_of(self.seq)..][..HEAD_WORDS];
+        let sum = self.sum();
+        fill64(&head[OWNER], self.owner.word());
+        fill64(&head[KIND], self.kind.into());
+        fill64(&head[TAG], self.tag);
+        fill64(&head[PREVIOUS], self.previous);
+        fill64(&head[INTENT_SUM], sum);
+        sum
+    }
+
+    /// Reads and verifies the intent of the last record.
+    pub(super) fn read(words: &[AtomicU64], state: State) -> Result<Self, Mismatch> {
+        let seq = state.seq();
         let head = head_of(seq);
         let word = |n| load64(&words[head + n], Ordering::Relaxed);
         let mismatch = |n, field| Mismatch {
@@ -152,9 +170,17 @@ impl Intent {
             seq,
             kind: u32::try_from(word(KIND)).map_err(|_| mismatch(KIND, "kind"))?,
             tag: word(TAG),
+            previous: word(PREVIOUS),
         };
         if intent.sum() != word(INTENT_SUM) {
             return Err(mismatch(INTENT_SUM, "intent sum"));
+        }
+        let retired = load64(&words[RETIRED], Ordering::Relaxed);
+        if !matches!(state, State::Retired(_)) && intent.previous != retired {
+            return Err(Mismatch {
+                word: RETIRED,
+                field: "sequence number of the last retired record",
+            });
         }
         Ok(intent)
     }
@@ -175,6 +201,15 @@ impl Seal {
         sum.add(self.length);
         sum.add(self.payload_sum);
         sum.finish()
+    }
+
+    /// Writes the seal of a record; what follows is the commit.
+    pub(super) fn write(&self, words: &[AtomicU64], seq: u64, intent_sum: u64) {
+        let head = &words[head_of(seq)..][..HEAD_WORDS];
+        fill64(&head[RESULT], self.result);
+        fill64(&head[LENGTH], self.length);
+        fill64(&head[PAYLOAD_SUM], self.payload_sum);
+        fill64(&head[SEAL], self.sum(intent_sum));
     }
 
     /// Reads and verifies the seal of a committed record.
@@ -251,3 +286,7 @@ impl Sum {
         sum ^ sum >> 32
     }
 }
+
+#[cfg(test)]
+#[path = "codec_test.rs"]
+mod codec_test;

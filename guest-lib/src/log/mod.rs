@@ -70,8 +70,8 @@ use lupin_abi::InstanceId;
 use crate::mem::{fence, fill64, load64, store64};
 use crate::shm::{Access, Mapping};
 use codec::{
-    BEGUN, COMMITTED, INTENT_SUM, Intent, KIND, LENGTH, LOCK_NOTES, Mismatch, OWNER, PAYLOAD_SUM,
-    RESULT, RETIRED, SEAL, Seal, State, TAG, entry, head_of, payload_sum,
+    BEGUN, COMMITTED, Intent, LENGTH, LOCK_NOTES, Mismatch, OWNER, PAYLOAD_SUM, RETIRED, Seal,
+    State, entry, head_of, payload_sum,
 };
 
 pub(crate) use codec::checksum;
@@ -143,14 +143,12 @@ impl<'m> Log<'m> {
             return Err(LogError::NoInstance(owner));
         }
         self.writable()?;
-        let last = match self.state()? {
-            State::Committed(seq) => {
-                let owner = self.intent(seq)?.owner;
-                return Err(LogError::Unsettled { owner, seq });
-            }
-            state => state.seq(),
-        };
-        let seq = last.checked_add(1).ok_or_else(|| {
+        let state = self.state()?;
+        if let State::Committed(seq) = state {
+            let owner = self.intent(state)?.owner;
+            return Err(LogError::Unsettled { owner, seq });
+        }
+        let seq = state.seq().checked_add(1).ok_or_else(|| {
             self.corrupt(Mismatch {
                 word: BEGUN,
                 field: "last sequence number",
@@ -161,15 +159,11 @@ impl<'m> Log<'m> {
             seq,
             kind,
             tag,
+            previous: load64(&self.words[RETIRED], Ordering::Relaxed),
         };
         // The head of the record before last, which nobody asks about any more.
-        let head = &self.words[head_of(seq)..];
-        clear_locks(head);
-        fill64(&head[OWNER], owner.word());
-        fill64(&head[KIND], kind.into());
-        fill64(&head[TAG], tag);
-        let intent_sum = intent.sum();
-        fill64(&head[INTENT_SUM], intent_sum);
+        clear_locks(&self.words[head_of(seq)..]);
+        let intent_sum = intent.write(self.words);
         // Release: whoever reads the number reads the head that goes with it.
         store64(&self.words[BEGUN], seq, Ordering::Release);
         // The entries that follow overwrite those of the record before: not until that one is
@@ -199,7 +193,7 @@ impl<'m> Log<'m> {
         if state == State::Empty {
             return Ok(Outcome::nothing(owner));
         }
-        let intent = self.intent(state.seq())?;
+        let intent = self.intent(state)?;
         let is_committed = matches!(state, State::Committed(_));
         if intent.owner != owner {
             return match is_committed {
@@ -233,7 +227,7 @@ impl<'m> Log<'m> {
             State::Open(seq) => (false, seq),
             State::Committed(seq) | State::Retired(seq) => (true, seq),
         };
-        let intent = self.intent(seq)?;
+        let intent = self.intent(state)?;
         let result = match happened {
             true => self.seal(&intent)?.result,
             false => 0,
@@ -268,8 +262,8 @@ impl<'m> Log<'m> {
         State::read(self.words).map_err(|mismatch| self.corrupt(mismatch))
     }
 
-    fn intent(&self, seq: u64) -> Result<Intent, LogError> {
-        Intent::read(self.words, seq).map_err(|mismatch| self.corrupt(mismatch))
+    fn intent(&self, state: State) -> Result<Intent, LogError> {
+        Intent::read(self.words, state).map_err(|mismatch| self.corrupt(mismatch))
     }
 
     fn seal(&self, intent: &Intent) -> Result<Seal, LogError> {
@@ -456,11 +450,7 @@ impl Record<'_> {
             length: self.length as u64,
             payload_sum: payload_sum(log.words, self.length),
         };
-        let head = &log.words[head_of(self.seq())..];
-        fill64(&head[RESULT], seal.result);
-        fill64(&head[LENGTH], seal.length);
-        fill64(&head[PAYLOAD_SUM], seal.payload_sum);
-        fill64(&head[SEAL], seal.sum(self.intent_sum));
+        seal.write(log.words, self.seq(), self.intent_sum);
         // The commit point. Release: whoever reads the number reads the whole record.
         store64(&log.words[COMMITTED], self.seq(), Ordering::Release);
         log.apply(self.seq(), self.length)
