@@ -19,14 +19,16 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lupin_abi::fabric::MANAGER_BEAT_AT;
 
-use crate::podfile::Pod;
+use crate::manager::judge::{Judge, Verdict};
+use crate::podfile::{Heartbeat, Pod};
 use crate::runtime::RuntimeFolder;
+use crate::sys::clock::monotonic_ns;
 use crate::sys::process::Process;
-use crate::sys::threads::{self, ThreadTimes};
+use crate::sys::threads;
 
 /// Looks at the manager's beat within the time after which it is called hung.
 const LOOKS: u32 = 8;
@@ -37,7 +39,7 @@ const RESPAWN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why waiting ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Ending {
     /// The pod was brought down: nothing needs a manager.
     PodIsDown,
     /// The pod's manager is gone and nodes may run.
@@ -77,7 +79,7 @@ fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) ->
 ///
 /// # Errors
 /// [`StandbyError`].
-pub fn wait(runtime_base: &Path, pod: &Pod) -> Result<Verdict, StandbyError> {
+pub fn wait(runtime_base: &Path, pod: &Pod) -> Result<Ending, StandbyError> {
     let folder = std::path::absolute(runtime_base)
         .unwrap_or_else(|_| runtime_base.into())
         .join(&pod.name);
@@ -94,8 +96,8 @@ pub fn wait(runtime_base: &Path, pod: &Pod) -> Result<Verdict, StandbyError> {
                 watch(&manager, pod)?;
                 has_watched = true;
             }
-            None if RuntimeFolder::needs_manager(&folder) => return Ok(Verdict::Vacant),
-            None if has_watched => return Ok(Verdict::PodIsDown),
+            None if RuntimeFolder::needs_manager(&folder) => return Ok(Ending::Vacant),
+            None if has_watched => return Ok(Ending::PodIsDown),
             None => return Err(StandbyError::NoManager(folder)),
         }
     }
@@ -132,22 +134,28 @@ fn watch(manager: &Process, pod: &Pod) -> Result<(), StandbyError> {
         Ok::<_, StandbyError>(u64::from_le_bytes(bytes))
     };
     let pid = manager.name().pid;
-    let step = pod.backup.timeout / LOOKS;
-    let mut silence = Silence::new(step, beat()?, threads::times(pid, pid));
+    // A manager is judged as it judges its nodes.
+    let looks = Heartbeat {
+        poll: pod.backup.timeout / LOOKS,
+        deadline: pod.backup.timeout,
+        ..pod.heartbeat
+    };
+    let mut judge = Judge::new(&looks, monotonic_ns(), beat()?);
     loop {
-        let begin = Instant::now();
-        if manager.wait_gone(Some(step)) {
+        if manager.wait_gone(Some(looks.poll)) {
             log::warn!("manager {pid} is gone");
             return Ok(());
         }
-        let times = threads::times(pid, pid);
-        if silence.look(begin.elapsed(), beat()?, times) < pod.backup.timeout {
+        // The thread that looks at the nodes is the first one of the process.
+        let account = || threads::times(pid, pid).into_iter().collect();
+        let Verdict::Hung(silence) = judge.look(monotonic_ns(), beat()?, account) else {
             continue;
-        }
+        };
         log::error!(
-            "manager {pid} hangs: no look at its nodes for {} ms in which it could have run; \
-             ending it",
-            pod.backup.timeout.as_millis()
+            "manager {pid} hangs: no look at its nodes for {} ms, of which it could have run \
+             {} ms; ending it",
+            silence.wall_ns / 1_000_000,
+            silence.available_ns / 1_000_000
         );
         manager
             .kill()
@@ -156,46 +164,6 @@ fn watch(manager: &Process, pod: &Pod) -> Result<(), StandbyError> {
             log::error!("manager {pid} was killed and is still not gone");
         }
         return Ok(());
-    }
-}
-
-/// How long a manager has been silent, in time that it could have used.
-struct Silence {
-    step: Duration,
-    beat: u64,
-    times: Option<ThreadTimes>,
-    total: Duration,
-}
-
-impl Silence {
-    fn new(step: Duration, beat: u64, times: Option<ThreadTimes>) -> Self {
-        Self {
-            step,
-            beat,
-            times,
-            total: Duration::ZERO,
-        }
-    }
-
-    /// Takes one look into account, `took` after the one before.
-    fn look(&mut self, took: Duration, beat: u64, times: Option<ThreadTimes>) -> Duration {
-        let before = std::mem::replace(&mut self.times, times);
-        if std::mem::replace(&mut self.beat, beat) != beat {
-            self.total = Duration::ZERO;
-            return self.total;
-        }
-        // We may have been kept from looking, and then so may the manager have been from working.
-        let mut counted = took.min(self.step * 2);
-        if let (Some(before), Some(now)) = (before, times) {
-            let delay = now.delay_ns.saturating_sub(before.delay_ns);
-            counted = counted.saturating_sub(Duration::from_nanos(delay));
-            // A wait that has not ended is not in the account yet.
-            if now.up_to_host && now.run_ns == before.run_ns {
-                counted = Duration::ZERO;
-            }
-        }
-        self.total += counted;
-        self.total
     }
 }
 
@@ -217,57 +185,5 @@ pub fn keep(mut command: Command, pid: &AtomicU32) {
             Err(e) => log::error!("cannot start the backup manager: {e}"),
         }
         std::thread::sleep(RESPAWN_PAUSE);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const STEP: Duration = Duration::from_millis(10);
-
-    fn times(run_ms: u64, delay_ms: u64, up_to_host: bool) -> Option<ThreadTimes> {
-        Some(ThreadTimes {
-            tid: 1,
-            run_ns: run_ms * 1_000_000,
-            delay_ns: delay_ms * 1_000_000,
-            up_to_host,
-        })
-    }
-
-    #[test]
-    fn a_manager_that_beats_is_never_silent() {
-        let mut silence = Silence::new(STEP, 0, None);
-        for beat in 1..100 {
-            assert_eq!(silence.look(STEP, beat, None), Duration::ZERO);
-        }
-    }
-
-    #[test]
-    fn silence_adds_up_and_one_beat_ends_it() {
-        let mut silence = Silence::new(STEP, 7, times(0, 0, false));
-        assert_eq!(silence.look(STEP, 7, times(0, 0, false)), STEP);
-        assert_eq!(silence.look(STEP, 7, times(0, 0, false)), STEP * 2);
-        assert_eq!(silence.look(STEP, 8, times(0, 0, false)), Duration::ZERO);
-        // Spinning is hanging, too.
-        assert_eq!(silence.look(STEP, 8, times(10, 0, true)), STEP);
-    }
-
-    #[test]
-    fn a_manager_that_waits_for_a_processor_is_not_silent() {
-        let mut silence = Silence::new(STEP, 7, times(0, 0, true));
-        for _ in 0..100 {
-            assert_eq!(silence.look(STEP, 7, times(0, 0, true)), Duration::ZERO);
-        }
-        // It ran for 2 of 10 ms after all.
-        let counted = silence.look(STEP, 7, times(2, 8, false));
-        assert_eq!(counted, Duration::from_millis(2));
-    }
-
-    #[test]
-    fn a_backup_that_was_stopped_itself_does_not_blame_the_manager() {
-        let mut silence = Silence::new(STEP, 7, None);
-        let hour = Duration::from_secs(3600);
-        assert_eq!(silence.look(hour, 7, None), STEP * 2);
     }
 }

@@ -17,7 +17,7 @@ use lupin_fabric::podfile::{HostLimits, Pod};
 use lupin_fabric::power::namespace::NamespacePower;
 use lupin_fabric::power::vmm::VmmPower;
 use lupin_fabric::runtime::{DEFAULT_RUNTIME_DIR, RUNTIME_DIR_ENV, RuntimeError};
-use lupin_fabric::standby::{self, StandbyError, Verdict};
+use lupin_fabric::standby::{self, Ending, StandbyError};
 use lupin_fabric::sys::spawn::beside;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -232,7 +232,7 @@ fn serve(args: Serve) -> Result<(), Failure> {
 /// Takes charge of the pod: at once, or as a backup when the time comes; `None` if it never does.
 fn take_charge(pod: Pod, args: &Serve, backends: &Backends) -> Result<Option<Manager>, Failure> {
     loop {
-        if args.standby && standby::wait(&args.runtime_dir, &pod)? == Verdict::PodIsDown {
+        if args.standby && standby::wait(&args.runtime_dir, &pod)? == Ending::PodIsDown {
             return Ok(None);
         }
         match Manager::open(pod.clone(), &args.runtime_dir, backends.clone()) {

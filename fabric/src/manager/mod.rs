@@ -22,7 +22,7 @@ mod down;
 mod driver;
 mod failure;
 mod handle;
-mod judge;
+pub(crate) mod judge;
 mod record;
 mod start;
 mod state;
