@@ -16,8 +16,8 @@ use lupin_report::{Bar, Report, Row};
 use crate::SuiteError;
 use crate::case::Case;
 use crate::sites::{Place, line_of};
-use crate::square::{Extent, Listener, Square, prepared};
-use crate::suite::{Options, places, square_task};
+use crate::square::{self, Extent, Listener, Square, prepared};
+use crate::suite::{self, Options, places, square_task};
 use crate::worker::{Counts, Position, Task, Worker, run_all};
 
 /// A mutant that may survive, and why that is right.
@@ -92,7 +92,7 @@ fn try_mutant(site: Site, cases: &[CaseAndState], worker: &Worker<'_>) -> Result
 
 /// Which cases make which stores.
 fn stores_of(cases: &[CaseAndState]) -> Result<BTreeMap<Place, Vec<CaseAndState>>, SuiteError> {
-    let task = |(case, state): &CaseAndState| square_task(*case, state, EXTENT);
+    let task = |(case, state): &CaseAndState| square_task(*case, state, EXTENT, suite::LIMIT);
     let tasks: Vec<Task<'_>> = cases.iter().map(task).collect();
     let mut stores: BTreeMap<Place, Vec<CaseAndState>> = BTreeMap::new();
     run_all(&tasks, SLOTS, |index, findings| {
@@ -137,6 +137,7 @@ pub fn mutants(options: &Options) -> Result<Report, SuiteError> {
                 let result = try_mutant(site, &cases, worker);
                 result.unwrap_or_else(|error| panic!("{error}"));
             }),
+            place: square::place,
             behind: |_| None,
         }
     };

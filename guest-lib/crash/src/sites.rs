@@ -78,6 +78,7 @@ fn stores_in(text: &str) -> impl Iterator<Item = (u32, u32)> {
     let tests = text.find("#[cfg(test)]\nmod tests {");
     let product = &text[..tests.unwrap_or(text.len())];
     product.lines().enumerate().flat_map(|(number, line)| {
+        // (A comment; the library has no `//` in a string on a line that stores.)
         let code = &line[..line.find("//").unwrap_or(line.len())];
         STORES.iter().flat_map(move |name| {
             code.match_indices(name)
@@ -94,8 +95,8 @@ fn call_at(code: &str, at: usize, len: usize) -> Option<u32> {
     let path = before.trim_end_matches(is_path);
     let prefix = &before[path.len()..];
     let is_call = after.starts_with('(') && (prefix.is_empty() || prefix.ends_with("::"));
-    let is_definition = path.trim_end().ends_with("fn");
-    (is_call && !is_definition).then(|| path.chars().count() as u32 + 1)
+    let is_other = path.trim_end().ends_with("fn") || path.ends_with('.');
+    (is_call && !is_other).then(|| path.chars().count() as u32 + 1)
 }
 
 /// What is missing.

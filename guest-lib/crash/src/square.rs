@@ -87,6 +87,27 @@ pub(crate) fn recovered(
     aftermath(case, memory, state, world)
 }
 
+/// The first part of a square, in which nobody dies. The parts behind it are its rows: the deaths
+/// of the operation, each one further than its number of stores.
+const NOBODY_DIES: u64 = 0;
+/// The start of a row, before its first pair.
+const ROW: u64 = u64::MAX;
+
+/// A position in words.
+pub(crate) fn place(position: Position) -> String {
+    match position {
+        (NOBODY_DIES, _) => "without a death".into(),
+        (row, ROW) => format!("death before store {}", row - 1),
+        (row, second) => format!("death before store {}, then before {second}", row - 1),
+    }
+}
+
+/// Where to go on if a position was the end of its process: at the next row, since what hangs
+/// after one death of the recovery mostly hangs after all.
+pub(crate) fn behind(position: Position) -> Option<Position> {
+    Some((position.0 + 1, 0))
+}
+
 /// What a square is told of.
 pub(crate) trait Listener {
     /// A pair is about to be tried.
@@ -118,11 +139,11 @@ impl Square<'_> {
         to: &impl Listener,
     ) -> Result<(), SuiteError> {
         let memory = Shared::new(self.case.bytes())?;
-        if from == (0, 0) && self.lives_on(&memory, base, to).is_err() {
+        if from.0 == NOBODY_DIES && self.lives_on(&memory, base, to).is_err() {
             return Ok(());
         }
+        to.at((NOBODY_DIES, 0));
         memory.restore(base);
-        to.at((0, 0));
         let counted = guarded(|| crash::count(|| self.run(&memory)));
         let stores = match counted {
             Ok(((), stores)) => stores,
@@ -132,7 +153,7 @@ impl Square<'_> {
             }
         };
         for first in Extent::points(self.extent.of_operation(), stores) {
-            if first >= from.0 && self.row(&memory, base, first, from, to).is_err() {
+            if first + 1 >= from.0 && self.row(&memory, base, first, to).is_err() {
                 break;
             }
         }
@@ -149,7 +170,7 @@ impl Square<'_> {
             return Ok(());
         }
         memory.restore(base);
-        to.at((0, 0));
+        to.at((NOBODY_DIES, 0));
         let world = World {
             dead: Vec::new(),
             returned: true,
@@ -157,11 +178,11 @@ impl Square<'_> {
         guarded(|| self.run(memory))
             .map_err(|e| format!("run: {e}"))
             .and_then(|()| aftermath(self.case, memory, self.state, &world))
-            .or_else(|what| self.bad(to, "without a death", what))
+            .or_else(|what| self.bad(to, (NOBODY_DIES, 0), what))
     }
 
-    fn bad(&self, to: &impl Listener, place: &str, what: String) -> Result<(), Stop> {
-        let text = format!("{}: {place}: {what}", self.state);
+    fn bad(&self, to: &impl Listener, at: Position, what: String) -> Result<(), Stop> {
+        let text = format!("{}: {}: {what}", self.state, place(at));
         to.bad(&text).then_some(()).ok_or(Stop)
     }
 
@@ -171,11 +192,10 @@ impl Square<'_> {
         memory: &Shared,
         base: &[u64],
         first: u64,
-        from: Position,
         to: &impl Listener,
     ) -> Result<(), Stop> {
         memory.restore(base);
-        to.at((first, 0));
+        to.at((first + 1, ROW));
         let (ended, sites) =
             crash::sites(|| guarded(|| crash::dies_after(first, || self.run(memory))));
         to.sites(&sites);
@@ -185,55 +205,67 @@ impl Square<'_> {
         });
         let returned = match ended {
             Ok(ended) => ended == Ended::Completed(()),
-            Err(what) => return self.bad(to, &format!("{first}"), format!("run: {what}")),
+            Err(what) => return self.bad(to, (first + 1, ROW), format!("run: {what}")),
         };
         let world = World::after_victim(returned);
         let left = memory.image();
-        let counted = guarded(|| crash::count(|| self.recover(memory, SURVIVOR, &world)));
-        let stores = match counted {
-            Ok(((), stores)) => stores,
-            Err(what) => return self.bad(to, &format!("{first}"), format!("recover: {what}")),
-        };
-        let start = if first == from.0 { from.1 } else { 0 };
-        for second in Extent::points(self.extent.of_recovery(), stores) {
-            if second < start {
-                continue;
+        let points: Box<dyn Iterator<Item = u64>> = match self.extent.of_recovery() {
+            // Until it completes.
+            None => Box::new(0..),
+            limit => {
+                let counted = guarded(|| crash::count(|| self.recover(memory, SURVIVOR, &world)));
+                match counted {
+                    Ok(((), stores)) => Box::new(Extent::points(limit, stores).into_iter()),
+                    Err(what) => {
+                        return self.bad(to, (first + 1, ROW), format!("recover: {what}"));
+                    }
+                }
             }
-            to.at((first, second));
+        };
+        for second in points {
+            let position = (first + 1, second);
+            to.at(position);
             memory.restore(&left);
             to.count(Counts {
                 pairs: 1,
                 ..Counts::default()
             });
-            if let Err(what) = self.pair(memory, second, &world, to) {
+            let (survived, result) = self.pair(memory, second, &world, to);
+            if let Err(what) = result {
                 let changed = difference(base, &left);
-                let place = format!("death before store {first}, then before {second}");
-                self.bad(to, &place, format!("{what} (after the first: {changed})"))?;
+                self.bad(to, position, format!("{what} (after the first: {changed})"))?;
+            }
+            if survived {
+                break;
             }
         }
         Ok(())
     }
 
+    /// One pair: whether the recovery came to its end without a death, and what is wrong.
     fn pair(
         &self,
         memory: &Shared,
         second: u64,
         world: &World,
         to: &impl Listener,
-    ) -> Result<(), String> {
+    ) -> (bool, Result<(), String>) {
         let (ended, sites) = crash::sites(|| {
             guarded(|| crash::dies_after(second, || self.recover(memory, SURVIVOR, world)))
         });
         to.sites(&sites);
-        match ended.map_err(|e| format!("recover: {e}"))? {
-            Ended::Completed(()) => aftermath(self.case, memory, self.state, world),
-            Ended::Died => {
-                let world = world.clone().after_survivor();
-                guarded(|| self.recover(memory, SUCCESSOR, &world))
-                    .map_err(|e| format!("recover again: {e}"))?;
-                aftermath(self.case, memory, self.state, &world)
-            }
+        let ended = match ended {
+            Ok(ended) => ended,
+            Err(what) => return (true, Err(format!("recover: {what}"))),
+        };
+        if ended == Ended::Completed(()) {
+            return (true, aftermath(self.case, memory, self.state, world));
         }
+        let world = world.clone().after_survivor();
+        let again = guarded(|| self.recover(memory, SUCCESSOR, &world))
+            .map_err(|e| format!("recover again: {e}"))
+            .and_then(|()| aftermath(self.case, memory, self.state, &world));
+        (false, again)
     }
 
     fn recover(&self, memory: &Shared, me: lupin::InstanceId, world: &World) {

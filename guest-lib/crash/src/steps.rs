@@ -21,9 +21,6 @@ use crate::square::{Extent, Square, prepared, recovered};
 use crate::symbols::Symbols;
 use crate::worker::{Counts, Worker};
 
-/// How long recovery, check and further use of one state may take.
-pub const LIMIT: Duration = Duration::from_secs(10);
-
 /// How much of an operation is stepped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
@@ -152,7 +149,8 @@ fn breakpoint() {
     }
 }
 
-/// Steps through one case in one state, and reports to `worker`.
+/// Steps through one case in one state, and reports to `worker`. Recovery, check and further use
+/// of one state may take `limit`.
 ///
 /// # Errors
 /// [`SuiteError`] if there is no memory, no process, or no tracing to be had.
@@ -160,6 +158,7 @@ pub fn explore(
     case: &dyn Case,
     state: &str,
     depth: Depth,
+    limit: Duration,
     worker: &Worker<'_>,
 ) -> Result<(), SuiteError> {
     let memory = prepared(case, state)?;
@@ -168,6 +167,7 @@ pub fn explore(
         case,
         state,
         worker,
+        limit,
         copy: Shared::new(case.bytes())?,
         sites: None,
         base: &base,
@@ -217,6 +217,7 @@ struct Stepper<'a> {
     case: &'a dyn Case,
     state: &'a str,
     worker: &'a Worker<'a>,
+    limit: Duration,
     copy: Shared,
     base: &'a [u64],
     sites: Option<BTreeMap<u64, lupin::crash::Site>>,
@@ -238,8 +239,8 @@ impl Stepper<'_> {
                 let _ = pipe.write_all(what.as_bytes());
             }
         })?;
-        let what = match child.finish(LIMIT)? {
-            None => Some(format!("hangs: not over after {LIMIT:?}")),
+        let what = match child.finish(self.limit)? {
+            None => Some(format!("hangs: not over after {:?}", self.limit)),
             Some(ending) => ending.complaint(),
         };
         if let Some(what) = what {

@@ -10,7 +10,7 @@ use lupin_report::{Bar, Report, Row};
 use crate::SuiteError;
 use crate::case::Case;
 use crate::sites::{self, Place};
-use crate::square::{Extent, Listener, Square, prepared};
+use crate::square::{self, Extent, Listener, Square, prepared};
 use crate::steps::{self, Depth};
 use crate::worker::{Counts, Findings, Position, Task, Worker, run_all};
 
@@ -27,8 +27,8 @@ pub struct Options {
 
 /// Processes at a time.
 const SLOTS: usize = 2;
-/// How long one pair may take.
-const LIMIT: Duration = Duration::from_secs(10);
+/// How long one pair, or one state, may take.
+pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 /// Findings shown for each operation and state.
 const SHOWN: usize = 5;
 /// Findings after which a state is given up.
@@ -145,10 +145,15 @@ enum Part {
 }
 
 /// A task that explores the square of a case in a state.
-pub(crate) fn square_task<'a>(case: &'a dyn Case, state: &'a str, extent: Extent) -> Task<'a> {
+pub(crate) fn square_task<'a>(
+    case: &'a dyn Case,
+    state: &'a str,
+    extent: Extent,
+    limit: Duration,
+) -> Task<'a> {
     Task {
         name: format!("{} [{state}] pairs of stores", case.name()),
-        limit: LIMIT,
+        limit,
         work: Box::new(move |from, worker| {
             let square = Square {
                 case,
@@ -160,19 +165,22 @@ pub(crate) fn square_task<'a>(case: &'a dyn Case, state: &'a str, extent: Extent
             let result = base.and_then(|base| square.explore(&base, from, &to));
             result.unwrap_or_else(|error| panic!("{error}"));
         }),
-        behind: |(first, second)| Some((first, second + 1)),
+        place: square::place,
+        behind: square::behind,
     }
 }
 
-fn step_task<'a>(case: &'a dyn Case, state: &'a str, depth: Depth) -> Task<'a> {
+/// A task that steps through a case in a state.
+fn step_task<'a>(case: &'a dyn Case, state: &'a str, depth: Depth, limit: Duration) -> Task<'a> {
     Task {
         name: format!("{} [{state}] every instruction", case.name()),
         // Beyond the limit of the processes in which it recovers.
-        limit: steps::LIMIT + LIMIT,
+        limit: limit * 2,
         work: Box::new(move |_, worker| {
-            let result = steps::explore(case, state, depth, worker);
+            let result = steps::explore(case, state, depth, limit, worker);
             result.unwrap_or_else(|error| panic!("{error}"));
         }),
+        place: |_| "stepping".into(),
         behind: |_| None,
     }
 }
@@ -188,9 +196,9 @@ pub fn crash(options: &Options) -> Result<Report, SuiteError> {
     let mut parts = Vec::new();
     for case in &cases {
         for state in case.states() {
-            tasks.push(step_task(*case, state, options.depth()));
+            tasks.push(step_task(*case, state, options.depth(), LIMIT));
             parts.push(Part::Instructions);
-            tasks.push(square_task(*case, state, options.extent()));
+            tasks.push(square_task(*case, state, options.extent(), LIMIT));
             parts.push(Part::Square);
         }
     }
@@ -288,3 +296,7 @@ pub fn crash(options: &Options) -> Result<Report, SuiteError> {
     );
     Ok(report)
 }
+
+#[cfg(test)]
+#[path = "suite_test.rs"]
+mod suite_test;

@@ -77,6 +77,8 @@ pub struct Task<'a> {
     /// The work, from a position on.
     #[allow(clippy::type_complexity, reason = "it is used once")]
     pub work: Box<dyn Fn(Position, &Worker<'_>) + 'a>,
+    /// A position in words.
+    pub place: fn(Position) -> String,
     /// Where to go on behind a position whose step hung or ended the process; `None` if that is
     /// all.
     pub behind: fn(Position) -> Option<Position>,
@@ -161,12 +163,14 @@ impl<'t, 'a> Running<'t, 'a> {
         while !self.read()? {}
         let words = self.page.words();
         let [first, second] = [FIRST, SECOND].map(|at| words[at].load(Ordering::Relaxed));
+        let position = (first, second);
+        let place = (self.task.place)(position);
         let rest = String::from_utf8_lossy(&std::mem::take(&mut self.unread)).into_owned();
         self.findings.lost.push(match stuck {
-            true => format!("hangs at {first}, {second}"),
-            false => format!("at {first}, {second}: process {} {rest}", describe(status)),
+            true => format!("{place}: hangs"),
+            false => format!("{place}: process {} {rest}", describe(status)),
         });
-        let behind = (self.task.behind)((first, second));
+        let behind = (self.task.behind)(position);
         let Some(position) = behind.filter(|_| self.findings.lost.len() < MOST_LOST) else {
             return Ok(true);
         };
@@ -176,6 +180,7 @@ impl<'t, 'a> Running<'t, 'a> {
     }
 }
 
+/// Starts a process for a task, from a position on.
 fn begin(task: &Task<'_>, from: Position, slot: usize, page: &Shared) -> Result<Child, SuiteError> {
     Child::start(|pipe| {
         stay_on_one_processor(slot);

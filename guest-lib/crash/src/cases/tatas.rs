@@ -82,8 +82,13 @@ fn go_on(memory: &Mapping, world: &World) -> Result<(), String> {
     let pair = Pair(memory);
     let before = pair.value()?;
     pair.change(world.survivor(), world);
+    // One more death inside, and a repair by somebody who has nothing to do with the first.
+    let everybody = |_: InstanceId| true;
+    let held = pair.lock().try_lock(PREDECESSOR, &everybody);
+    std::mem::forget(held.map_err(|error| error.to_string())?);
+    store(memory, Pair::LEFT, before + 2);
     pair.change(BYSTANDER, world);
-    equal("the value", pair.value()?, before + 2)?;
+    equal("the value", pair.value()?, before + 3)?;
     equal("the lock", pair.lock().inspect(world), LockState::Free)
 }
 
@@ -123,6 +128,12 @@ impl Case for Lock {
     }
 
     fn check(&self, memory: &Mapping, state: &str, world: &World) -> Result<(), String> {
+        if state == "flag of a sleeper" && world.dead.is_empty() {
+            // Whoever releases lowers the flag and changes the word that sleepers sleep on.
+            let words: &LockWords = memory.get(Pair::LOCK).expect("in bounds");
+            equal("the flag", words.waiters.load(Ordering::Relaxed), 0)?;
+            equal("the futex word", words.wake.load(Ordering::Relaxed), 1)?;
+        }
         check(memory, state, world, 1)
     }
 
