@@ -10,11 +10,13 @@ use lupin::shm::Mapping;
 
 use crate::case::Case;
 
+pub mod offset_ptr;
 pub mod tatas;
+pub mod work;
 
 /// Every case there is.
 pub fn all() -> Vec<&'static dyn Case> {
-    [tatas::CASES].concat()
+    [tatas::CASES, work::CASES, offset_ptr::CASES].concat()
 }
 
 /// Loads a word of memory that belongs to the case and not to the library.

@@ -1,5 +1,6 @@
 //! The recoverable test-and-test-and-set lock.
 
+use core::time::Duration;
 use std::sync::atomic::Ordering;
 
 use lupin::InstanceId;
@@ -11,7 +12,7 @@ use super::{Pair, equal, store};
 use crate::case::{BYSTANDER, Case, FIRST_DEAD, PREDECESSOR, SURVIVOR, VICTIM, World};
 
 /// The cases of this module.
-pub const CASES: &[&dyn Case] = &[&Lock, &TryLock, &GiveUp, &ResolveOwn];
+pub const CASES: &[&dyn Case] = &[&Lock, &TryLock, &Wait, &GiveUp, &ResolveOwn];
 
 const BYTES: u64 = 4096;
 /// The value of the pair before the operation.
@@ -191,6 +192,86 @@ impl Case for TryLock {
 
     fn lives_on(&self, _: &str) -> bool {
         false
+    }
+}
+
+/// Waiting while somebody alive holds the lock: long enough to sleep.
+#[derive(Debug)]
+struct Wait;
+
+impl Wait {
+    const TIMEOUT: Duration = Duration::from_micros(20);
+}
+
+impl Case for Wait {
+    fn name(&self) -> &'static str {
+        "tatas.lock_timeout"
+    }
+
+    fn states(&self) -> &'static [&'static str] {
+        &["held", "released while it sleeps"]
+    }
+
+    fn bytes(&self) -> u64 {
+        BYTES
+    }
+
+    fn prepare(&self, memory: &Mapping, _: &str) {
+        prepare(memory, "free");
+        let world = World::without_deaths();
+        std::mem::forget(Pair(memory).lock().try_lock(BYSTANDER, &world));
+    }
+
+    fn run(&self, memory: &Mapping, state: &str) {
+        let pair = Pair(memory);
+        if state == "held" {
+            let refused = pair
+                .lock()
+                .lock_timeout(VICTIM, &World::without_deaths(), Self::TIMEOUT);
+            assert!(
+                matches!(refused, Err(LockError::Timeout { .. })),
+                "{refused:?}"
+            );
+            return;
+        }
+        let words: &LockWords = memory.get(Pair::LOCK).expect("in bounds");
+        // Once somebody sleeps, the holder releases; the other node's store, not this one's.
+        let judge = |_: InstanceId| {
+            if words.waiters.load(Ordering::SeqCst) != 0 {
+                words.owner.store(0, Ordering::SeqCst);
+            }
+            true
+        };
+        let acquired = pair.lock().lock(VICTIM, &judge).expect("it is released");
+        let Acquired::Clean(guard) = acquired else {
+            panic!("nobody died: {acquired:?}")
+        };
+        pair.add_one();
+        guard.unlock().expect("nobody declared the holder dead");
+    }
+
+    fn recover(&self, memory: &Mapping, _: &str, me: InstanceId, world: &World) {
+        // The holder, who lives, ends its hold: as an instance that is started again does.
+        let own = Pair(memory).lock().resolve_own(BYSTANDER, world);
+        if let Some(orphan) = own.expect("an instance") {
+            drop(orphan.repaired().expect("it is its own"));
+        }
+        recover(memory, me, world);
+    }
+
+    fn check(&self, memory: &Mapping, state: &str, world: &World) -> Result<(), String> {
+        if world.dead.is_empty() && state == "held" {
+            let held = LockState::Held(BYSTANDER);
+            return equal("the lock", Pair(memory).lock().inspect(world), held);
+        }
+        check(memory, state, world, u64::from(state != "held"))
+    }
+
+    fn go_on(&self, memory: &Mapping, _: &str, world: &World) -> Result<(), String> {
+        if world.dead.is_empty() {
+            self.recover(memory, "", SURVIVOR, world);
+        }
+        go_on(memory, world)
     }
 }
 
