@@ -78,12 +78,25 @@ impl Heap<'_> {
             spans: self.places.spans,
             ..HeapAudit::default()
         };
+        // That the free and the used add up, for the allocator of spans by itself.
+        self.buddy.audit()?;
         let mut live = BTreeMap::new();
         let mut span = 0;
         while span < self.places.spans {
             let at = self.span_start(span);
             let mut step = 1;
-            match self.usage_of(at)? {
+            let usage = self.usage_of(at)?;
+            let chunk = self.buddy.chunk(span).map(|chunk| chunk.order);
+            let expected = match usage {
+                Use::Free => None,
+                Use::Slab { .. } => Some(0),
+                Use::Run { order } => Some(order),
+            };
+            if chunk != expected {
+                let what = "a span whose use is not what it was taken for,";
+                return Err(HeapError::Damaged { what, at });
+            }
+            match usage {
                 Use::Free => audit.free_spans += 1,
                 Use::Run { order } => {
                     step = 1u32.checked_shl(order).unwrap_or(u32::MAX);

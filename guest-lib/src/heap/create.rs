@@ -8,8 +8,10 @@ use lupin_abi::InstanceId;
 
 use super::Heap;
 use super::error::HeapError;
-use super::layout::{FIELDS, HEAP_MAGIC, HEAP_VERSION, Header, Places, checksum};
+use super::layout::{FIELDS, HEAP_MAGIC, HEAP_VERSION, Header, Places, buddy_spec};
+use crate::buddy::{Buddy, BuddyError};
 use crate::liveness::Liveness;
+use crate::log::checksum;
 use crate::mem::{cas64, load64, store64};
 use crate::shm::Mapping;
 use crate::wait::{Pacer, deadline_after};
@@ -80,8 +82,11 @@ impl<'m> Heap<'m> {
         for (cell, field) in header.fields.iter().zip(fields) {
             store64(cell, field, Ordering::Relaxed);
         }
-        let heap = Self::view(memory, places)?;
-        heap.create_spans(me, judge)?;
+        let spans = buddy_spec(places.spans);
+        let buddy = match Buddy::create(memory, places.buddy, &spans, me, judge) {
+            Err(BuddyError::BeingCreated(other)) => return Err(HeapError::BeingCreated(other)),
+            other => other?,
+        };
         // One that was declared dead meanwhile must not seal another's work.
         let now = InstanceId::from_word(load64(&header.creator, Ordering::Acquire));
         if now != me {
@@ -89,7 +94,7 @@ impl<'m> Heap<'m> {
         }
         // Release: whoever sees the seal sees the heap.
         store64(&header.seal, checksum(fields), Ordering::Release);
-        Ok(heap)
+        Self::view(memory, places, buddy)
     }
 
     /// Opens a heap. Waits up to `patience` for one that is being created.
@@ -153,9 +158,11 @@ impl<'m> Heap<'m> {
         if fields_of(&places, bytes) != fields {
             return Err(HeapError::NotAHeap("its layout is another program's"));
         }
-        let heap = Self::view(memory, places)?;
-        heap.open_spans(judge)?;
-        Ok(heap)
+        let buddy = Buddy::open(memory, places.buddy)?;
+        if buddy.spec() != buddy_spec(places.spans) {
+            return Err(HeapError::NotAHeap("its spans are of another shape"));
+        }
+        Self::view(memory, places, buddy)
     }
 }
 

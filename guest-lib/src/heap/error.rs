@@ -2,6 +2,7 @@
 
 use lupin_abi::InstanceId;
 
+use crate::buddy::BuddyError;
 use crate::lock::LockError;
 use crate::log::LogError;
 use crate::shm::ShmError;
@@ -120,6 +121,9 @@ pub enum HeapError {
     /// A log cannot be written or settled.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The allocator of spans complains.
+    #[error(transparent)]
+    Buddy(#[from] BuddyError),
     /// Memory out of bounds.
     #[error(transparent)]
     Memory(#[from] ShmError),

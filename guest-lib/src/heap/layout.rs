@@ -5,6 +5,7 @@
 //! 0x1000  places, one a participant, 8 KiB each
 //!         span words, 8 bytes a span
 //!         span table, an entry of 576 bytes a span
+//!         metadata of the allocator of spans
 //!         spans, 64 KiB each
 //! ```
 
@@ -15,6 +16,7 @@ use lupin_abi::system::LockWords;
 
 use super::class::{SPAN, TABLE_WORDS};
 use super::error::HeapError;
+use crate::buddy::{BuddySpec, metadata_size};
 use crate::log::log_size;
 use crate::pod_safe::{PodSafe, PodShared};
 
@@ -244,6 +246,7 @@ pub(super) struct Places {
     pub(super) spans: u32,
     pub(super) words: u64,
     pub(super) table: u64,
+    pub(super) buddy: u64,
     pub(super) first_span: u64,
 }
 
@@ -277,12 +280,14 @@ impl Places {
     pub(super) fn of(participants: u32, spans: u32) -> Self {
         let words = PLACES_AT + u64::from(participants) * PLACE;
         let table = (words + u64::from(spans) * 8).next_multiple_of(64);
-        let first_span = table + u64::from(spans) * size_of::<SpanEntry>() as u64;
+        let buddy = table + u64::from(spans) * size_of::<SpanEntry>() as u64;
+        let first_span = buddy + metadata_size(&buddy_spec(spans));
         Self {
             participants,
             spans,
             words,
             table,
+            buddy,
             first_span: first_span.next_multiple_of(4096),
         }
     }
@@ -292,13 +297,10 @@ impl Places {
     }
 }
 
-/// A checksum over words, never 0. Not cryptographic: it finds accidents.
-pub(super) fn checksum(words: impl IntoIterator<Item = u64>) -> u64 {
-    let mut sum = 0x9e37_79b9_7f4a_7c15u64;
-    for word in words {
-        sum = (sum ^ word)
-            .wrapping_mul(0xff51_afd7_ed55_8ccd)
-            .rotate_left(29);
+/// What the allocator of spans hands out.
+pub(super) const fn buddy_spec(spans: u32) -> BuddySpec {
+    BuddySpec {
+        units: spans,
+        unit: SPAN,
     }
-    (sum ^ sum >> 32) | 1
 }

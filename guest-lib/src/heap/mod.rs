@@ -84,6 +84,7 @@ use core::fmt;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use crate::buddy::Buddy;
 use crate::log::Log;
 use crate::mem::{load64, store64};
 use crate::shm::Mapping;
@@ -116,6 +117,7 @@ pub struct Heap<'m> {
     words: &'m [AtomicU64],
     table: &'m [SpanEntry],
     places: Places,
+    buddy: Buddy<'m>,
 }
 
 /// A block, found by its offset.
@@ -143,13 +145,14 @@ impl Block<'_> {
 }
 
 impl<'m> Heap<'m> {
-    fn view(memory: &'m Mapping, places: Places) -> Result<Self, HeapError> {
+    fn view(memory: &'m Mapping, places: Places, buddy: Buddy<'m>) -> Result<Self, HeapError> {
         Ok(Self {
             memory,
             header: memory.get(0)?,
             words: memory.get_slice(places.words, places.spans.into())?,
             table: memory.get_slice(places.table, places.spans.into())?,
             places,
+            buddy,
         })
     }
 
@@ -312,6 +315,9 @@ impl fmt::Debug for Heap<'_> {
     }
 }
 
+#[cfg(test)]
+#[path = "crash_test.rs"]
+mod crash_test;
 #[cfg(test)]
 #[path = "heap_test.rs"]
 mod heap_test;

@@ -19,7 +19,9 @@ use crate::shm::Mapping;
 
 /// One thread that takes part in a heap.
 ///
-/// Dropping it leaves the heap, as [`leave`](Self::leave) does, without a place to report errors.
+/// Dropping it leaves the heap, as [`leave`](Self::leave) does, without a place to report errors;
+/// but not in a panic, which may have come from the middle of anything: then the place stays
+/// taken until the instance is dead.
 pub struct Participant<'m, J: Liveness> {
     pub(super) heap: Heap<'m>,
     pub(super) place: &'m Place,
@@ -427,6 +429,11 @@ impl Place {
 
 impl<J: Liveness> Drop for Participant<'_, J> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Whatever the panic interrupted is settled by others, once the instance is dead.
+            core::mem::forget(self.guard.take());
+            return;
+        }
         // Without a place to report errors; `leave` has one.
         let _ = self.go();
     }

@@ -1,73 +1,44 @@
-//! Spans: who has which, and blocks that are whole runs of them.
+//! Spans: who has which.
 
 use core::sync::atomic::Ordering;
-
-use lupin_abi::InstanceId;
 
 use super::Heap;
 use super::error::HeapError;
 use super::layout::{SpanWord, Use};
-use crate::liveness::Liveness;
+use crate::buddy::BuddyError;
 use crate::log::Record;
 use crate::mem::load64;
 
+/// The one owner of all chunks, as the allocator of spans sees it. Who owns a slab is in its span
+/// word, where it can change without that allocator's lock.
+const OWNER: u64 = 1;
+
 impl Heap<'_> {
-    /// Brings all-zero memory into the state in which all spans are free.
-    pub(super) fn create_spans<J: Liveness>(
-        &self,
-        _me: InstanceId,
-        _judge: &J,
-    ) -> Result<(), HeapError> {
-        Ok(())
-    }
-
-    pub(super) fn open_spans<J: Liveness>(&self, _judge: &J) -> Result<(), HeapError> {
-        Ok(())
-    }
-
     /// The word of a span.
     pub(super) fn span_word(&self, span: u32) -> SpanWord {
         SpanWord(load64(&self.words[span as usize], Ordering::Acquire))
     }
 
-    /// Takes a run of `1 << order` spans, as part of a record and under the heap's lock; `None`
-    /// if there is none.
+    /// Takes a run of `1 << order` spans for a use, as part of a record and under the heap's
+    /// lock; `None` if there is none.
     pub(super) fn take_in(
         &self,
         record: &mut Record<'_>,
         order: u32,
         usage: Use,
     ) -> Result<Option<u32>, HeapError> {
-        let wanted = 1u32 << order;
-        let mut span = 0;
-        let mut free = 0;
-        while span < self.places.spans {
-            let step = match self.span_word(span).usage() {
-                Some(Use::Free) => {
-                    free += 1;
-                    1
-                }
-                Some(Use::Run { order }) => {
-                    free = 0;
-                    1u32 << order.min(24)
-                }
-                _ => {
-                    free = 0;
-                    1
-                }
-            };
-            span += step;
-            if free == wanted {
-                let first = span - wanted;
-                self.set_use(record, first, usage)?;
-                return Ok(Some(first));
-            }
-        }
-        Ok(None)
+        let first = match self.buddy.alloc_in(record, 1 << order, OWNER) {
+            Ok(first) => first,
+            Err(BuddyError::NoRoom { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        self.set_use(record, first, usage)?;
+        Ok(Some(first))
     }
 
     /// Gives a slab or a run back, as part of a record and under the heap's lock.
     pub(super) fn give_in(&self, record: &mut Record<'_>, first: u32) -> Result<(), HeapError> {
+        self.buddy.free_in(record, first, OWNER)?;
         self.set_use(record, first, Use::Free)
     }
 
