@@ -9,12 +9,14 @@ use std::sync::{Barrier, Mutex, RwLock};
 const A: InstanceId = InstanceId::new(1, 1);
 const B: InstanceId = InstanceId::new(2, 1);
 const C: InstanceId = InstanceId::new(3, 1);
-const D: InstanceId = InstanceId::new(4, 1);
+const D: InstanceId = InstanceId::new(9, 1);
 const LOCK: u64 = 64;
 const LEFT: u64 = 128;
 const RIGHT: u64 = 192;
 const NODES: u64 = 4096;
-const COUNT: u16 = 12;
+/// Many more than threads: where each death follows the other, those behind the dead die before
+/// they have gone past them.
+const COUNT: u16 = 48;
 /// Stores until a waiter stands in the queue: node claimed, lock noted, place in front noted,
 /// tail swapped.
 const LINKED: u64 = 4;
@@ -250,20 +252,21 @@ fn the_order_is_kept_past_the_dead_and_those_who_give_up() {
     let dead: Vec<_> = [3, 6, 7].map(|id| InstanceId::new(id, 1)).into();
     let judge = all_but(&dead);
     let order = Mutex::new(Vec::new());
+    let gave_up = AtomicBool::new(false);
     let mut holder = pair.join(D);
     let guard = pair.lock().lock(&mut holder, &judge).unwrap();
     std::thread::scope(|scope| {
         for id in 1..=10 {
             let before = pair.tail();
             let me = InstanceId::new(id, 1);
-            let (pair, judge, order) = (&pair, &judge, &order);
+            let (pair, judge, order, gave_up) = (&pair, &judge, &order, &gave_up);
             scope.spawn(move || {
                 if me == D {
                     return;
                 }
                 let wait = || {
                     let mut waiter = pair.join(me);
-                    let timeout = if id == 5 { 1 } else { 10_000 };
+                    let timeout = if id == 5 { 50 } else { 60_000 };
                     let timeout = Duration::from_millis(timeout);
                     match pair.lock().lock_timeout(&mut waiter, judge, timeout) {
                         Ok(guard) => {
@@ -273,6 +276,7 @@ fn the_order_is_kept_past_the_dead_and_those_who_give_up() {
                         Err(error) => {
                             assert!(matches!(error, LockError::Timeout { holder: D, .. }));
                             assert_eq!(id, 5);
+                            gave_up.store(true, Ordering::Relaxed);
                         }
                     }
                 };
@@ -280,15 +284,19 @@ fn the_order_is_kept_past_the_dead_and_those_who_give_up() {
                 let ended = dies_after(stores, wait);
                 assert_eq!(ended == Ended::Died, !judge(me));
             });
-            while me != D && pair.tail() == before {
+            // One that gives up before another comes leaves the tail as it was.
+            while me != D && pair.tail() == before && !(id == 5 && gave_up.load(Ordering::Relaxed))
+            {
                 std::thread::yield_now();
             }
         }
-        std::thread::sleep(Duration::from_millis(20));
+        while !gave_up.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
         assert!(order.lock().unwrap().is_empty());
         drop(guard);
     });
-    assert_eq!(*order.lock().unwrap(), [1, 2, 8, 9, 10]);
+    assert_eq!(*order.lock().unwrap(), [1, 2, 4, 8, 10]);
     drop(holder);
     pair.audit(&judge);
 }

@@ -58,8 +58,11 @@ use crate::wait::{Pacer, deadline_after, wake};
 
 mod nodes;
 
-use nodes::{ASLEEP, Place, Seen};
+use nodes::{ASLEEP, NoPlace, Place, Seen};
 pub use nodes::{McsNodeWords, McsNodes, McsWaiter};
+
+/// Sleeps, some milliseconds in all, before a waiter looks whether it waits for itself.
+const SLEEPS_BEFORE_WALK: u32 = 6;
 
 /// The words of an MCS lock. All zero is a free lock.
 #[repr(C, align(64))]
@@ -89,9 +92,10 @@ pub struct McsLock<'m> {
 }
 
 /// A place at the head of a queue, for guards.
+///
+/// Two words: it is passed in registers, and finds the lock through its node when it needs it.
 #[derive(Clone, Copy, Debug)]
 pub struct McsHold<'w> {
-    lock: McsLock<'w>,
     waiter: &'w McsWaiter<'w>,
     here: Place,
 }
@@ -180,97 +184,125 @@ impl<'m> McsLock<'m> {
         judge: &J,
         timeout: Option<Duration>,
     ) -> Result<Acquired<'w, McsHold<'w>>, LockError> {
-        let here = waiter.next_place(judge)?;
-        let hold = McsHold {
-            lock: *self,
-            waiter,
-            here,
-        };
+        if !waiter.is_ready() {
+            waiter.renew(judge)?;
+        }
+        let here = waiter.next_place()?;
+        let nodes = &self.nodes;
+        let hold = McsHold { waiter, here };
         // Acquire: leads to the version of that place's node.
         let tail = Place::from_word(load64(&self.words.tail, Ordering::Acquire));
-        if self.nodes.is_over(tail)? && hold.enter(tail, Place::NONE)? {
-            return Ok(Acquired::Clean(hold.guard()));
+        let end = if nodes.is_over(tail)? && self.enter(here, tail, Place::NONE)? {
+            End::Clean
+        } else {
+            self.wait(waiter, here, judge, timeout)
+        };
+        let me = waiter.me;
+        match end {
+            End::Clean => {
+                waiter.held.set(true);
+                Ok(Acquired::Clean(LockGuard::new(hold, me)))
+            }
+            End::Orphaned(previous) => {
+                waiter.held.set(true);
+                Ok(Acquired::Orphaned(OrphanGuard::new(hold, me, previous)))
+            }
+            End::Deadlock => Err(LockError::Deadlock(me)),
+            End::TimedOut(nanos) => Err(self.timed_out(Duration::from_nanos(nanos), judge)),
+            End::Corrupt(word) => Err(NoPlace(word).into()),
         }
-        hold.wait(judge, timeout)
-    }
-}
-
-impl<'w> McsHold<'w> {
-    #[inline]
-    fn guard(self) -> LockGuard<'w, Self> {
-        self.waiter.held.set(true);
-        LockGuard::new(self, self.waiter.me)
     }
 
-    /// Puts the own place behind `tail`, unless that is no longer the end of the queue.
-    /// `ahead` is `tail`, or none if that is over.
+    /// Puts a place behind `tail`, unless that is no longer the end of the queue. `ahead` is
+    /// `tail`, or none if that is over.
     #[inline]
-    fn enter(&self, tail: Place, ahead: Place) -> Result<bool, LockError> {
-        let node = self.lock.nodes.node(self.here)?;
+    fn enter(&self, here: Place, tail: Place, ahead: Place) -> Result<bool, NoPlace> {
+        let node = self.nodes.node(here)?;
         // Relaxed: published by the swap of the tail. The loads spare a lock that is taken again
         // and again two stores.
-        if load64(&node.lock, Ordering::Relaxed) != self.lock.at {
-            store64(&node.lock, self.lock.at, Ordering::Relaxed);
+        if load64(&node.lock, Ordering::Relaxed) != self.at {
+            store64(&node.lock, self.at, Ordering::Relaxed);
         }
         if load64(&node.pred, Ordering::Relaxed) != ahead.word() {
             store64(&node.pred, ahead.word(), Ordering::Relaxed);
         }
-        let words = self.lock.words;
         // Release: publishes the node. Acquire: who is behind a free lock's last place sees what
         // its holder did.
-        Ok(cas64(&words.tail, tail.word(), self.here.word(), Ordering::AcqRel).is_ok())
+        let swapped = cas64(&self.words.tail, tail.word(), here.word(), Ordering::AcqRel);
+        Ok(swapped.is_ok())
     }
 
+    /// The path of everybody who must wait, or succeed the dead. Its result fits registers.
     #[cold]
     #[inline(never)]
     fn wait<J: Liveness>(
-        self,
+        &self,
+        waiter: &McsWaiter<'_>,
+        here: Place,
         judge: &J,
         timeout: Option<Duration>,
-    ) -> Result<Acquired<'w, Self>, LockError> {
-        let start = Instant::now();
+    ) -> End {
+        let start = timeout.map(|_| Instant::now());
         if timeout.is_some_and(|timeout| timeout.is_zero()) && self.is_somebody_there(judge) {
-            return Err(self.timed_out(start, judge));
+            return End::TimedOut(0);
         }
-        let nodes = &self.lock.nodes;
-        let mut ahead = loop {
-            let tail = Place::from_word(load64(&self.lock.words.tail, Ordering::Acquire));
-            let ahead = if nodes.is_over(tail)? {
+        let mut ahead = Place::NONE;
+        let mut pacer = Pacer::new(timeout.map(deadline_after));
+        let end = match self.enter_behind(here, &mut ahead) {
+            Ok(()) => self.advance(waiter, here, &mut ahead, judge, &mut pacer),
+            // Garbage at the tail: the place is in no queue.
+            Err(NoPlace(word)) => return End::Corrupt(word),
+        };
+        let end = end.unwrap_or_else(|NoPlace(word)| End::Corrupt(word));
+        match end {
+            End::Clean | End::Orphaned(_) => end,
+            End::Deadlock | End::TimedOut(_) | End::Corrupt(_) => {
+                // Fails where the own node does not exist, and then there is nothing to leave.
+                let _ = self.leave(waiter, here, ahead);
+                match (end, start) {
+                    (End::TimedOut(_), Some(start)) => {
+                        End::TimedOut(start.elapsed().as_nanos() as u64)
+                    }
+                    _ => end,
+                }
+            }
+        }
+    }
+
+    fn enter_behind(&self, here: Place, ahead: &mut Place) -> Result<(), NoPlace> {
+        loop {
+            let tail = Place::from_word(load64(&self.words.tail, Ordering::Acquire));
+            *ahead = if self.nodes.is_over(tail)? {
                 Place::NONE
             } else {
                 tail
             };
-            if self.enter(tail, ahead)? {
-                break ahead;
+            if self.enter(here, tail, *ahead)? {
+                return Ok(());
             }
             core::hint::spin_loop();
-        };
-        let result = self.advance(&mut ahead, judge, timeout.map(deadline_after), start);
-        if result.is_err() {
-            self.leave(ahead)?;
         }
-        result
     }
 
     /// Waits in the queue until nobody is in front, or a dead holder.
     fn advance<J: Liveness>(
-        self,
+        &self,
+        waiter: &McsWaiter<'_>,
+        here: Place,
         ahead: &mut Place,
         judge: &J,
-        deadline: Option<Instant>,
-        start: Instant,
-    ) -> Result<Acquired<'w, Self>, LockError> {
-        let nodes = &self.lock.nodes;
-        let node = nodes.node(self.here)?;
-        let mut pacer = Pacer::new(deadline);
-        let (mut looked, mut slept) = (false, false);
+        pacer: &mut Pacer,
+    ) -> Result<End, NoPlace> {
+        let nodes = &self.nodes;
+        let node = nodes.node(here)?;
+        let (mut looked, mut sleeps) = (false, 0u32);
         loop {
             if nodes.is_over(*ahead)? {
                 if !ahead.is_none() {
                     // Release: whoever finds this hold after the caller's death is behind it.
                     store64(&node.pred, 0, Ordering::Release);
                 }
-                return Ok(Acquired::Clean(self.guard()));
+                return Ok(End::Clean);
             }
             if looked && pacer.spin() {
                 continue;
@@ -279,11 +311,7 @@ impl<'w> McsHold<'w> {
             let owner = match nodes.look(*ahead, judge)? {
                 Seen::Over => continue,
                 Seen::Alive(owner) => owner,
-                Seen::DeadHolder(previous) => {
-                    self.waiter.held.set(true);
-                    let orphan = OrphanGuard::new(self, self.waiter.me, previous);
-                    return Ok(Acquired::Orphaned(orphan));
-                }
+                Seen::DeadHolder(previous) => return Ok(End::Orphaned(previous)),
                 Seen::DeadWaiter { owner, ahead: next } => {
                     // Release: whoever goes past this one in turn sees what it read. The dead
                     // one's place ends after this: see `walk`.
@@ -296,10 +324,12 @@ impl<'w> McsHold<'w> {
             if pacer.spin() {
                 continue;
             }
-            if !slept && self.is_in_own_way() {
-                return Err(LockError::Deadlock(self.waiter.me));
+            // Not before the first sleep: the walk costs a line for each waiter in front, which
+            // a wait of the usual length would pay for nothing.
+            if sleeps == SLEEPS_BEFORE_WALK && self.is_in_own_way(here, waiter.me) {
+                return Ok(End::Deadlock);
             }
-            slept = true;
+            sleeps = sleeps.saturating_add(1);
             let front = nodes.node(*ahead)?;
             let seen = load32(&front.wake, Ordering::Acquire);
             // The flag is in the word that the release changes, so the two cannot miss each
@@ -313,28 +343,25 @@ impl<'w> McsHold<'w> {
                 continue;
             }
             if pacer.sleep_on(&front.wake, seen).is_err() && !nodes.is_over(*ahead)? {
-                return Err(self.timed_out(start, judge));
+                return Ok(End::TimedOut(0));
             }
         }
     }
 
-    /// Takes the own place out of the queue. Its owner holds nothing.
-    fn leave(&self, ahead: Place) -> Result<(), LockError> {
-        let nodes = &self.lock.nodes;
-        self.waiter.held.set(false);
+    /// Takes a place out of the queue. Its owner holds nothing.
+    fn leave(&self, waiter: &McsWaiter<'_>, here: Place, ahead: Place) -> Result<(), NoPlace> {
+        let node = self.nodes.node(here)?;
         // Nobody behind: the queue is what it was before. Release: whoever comes next looks at
         // the place in front.
-        let (here, tail) = (self.here, &self.lock.words.tail);
+        let tail = &self.words.tail;
         if cas64(tail, here.word(), ahead.word(), Ordering::AcqRel).is_ok() {
             // So that a walk that is just here learns that it is not in this queue any more.
-            nodes.end(here)?;
+            self.nodes.end(here, node);
             return Ok(());
         }
         // The one behind goes past as if the caller were dead, and frees the node.
-        self.waiter.number.set(0);
-        let node = nodes.node(here)?;
-        let me = self.waiter.me.word();
-        let marked = cas64(&node.owner, me, here.gone(), Ordering::SeqCst);
+        waiter.number.set(0);
+        let marked = cas64(&node.owner, waiter.me.word(), here.gone(), Ordering::SeqCst);
         // SeqCst: see `advance`.
         if marked.is_ok() && load64(&node.version, Ordering::SeqCst) == here.lasting() | ASLEEP {
             wake(&node.wake, 1);
@@ -344,78 +371,97 @@ impl<'w> McsHold<'w> {
 
     /// Whether somebody alive holds the lock or waits for it.
     fn is_somebody_there<J: Liveness>(&self, judge: &J) -> bool {
-        let nodes = &self.lock.nodes;
-        let alive = |place, _| matches!(nodes.look(place, judge), Ok(Seen::Alive(_)));
-        nodes.walk(self.lock.words, alive).unwrap_or(true)
+        let alive = |place, _| matches!(self.nodes.look(place, judge), Ok(Seen::Alive(_)));
+        self.nodes.walk(self.words, alive).unwrap_or(true)
     }
 
-    /// Whether the caller's instance stands in front of itself.
-    fn is_in_own_way(&self) -> bool {
+    /// Whether an instance stands in front of its own place.
+    fn is_in_own_way(&self, here: Place, me: InstanceId) -> bool {
         let mut passed = false;
-        let found = self.lock.nodes.walk(self.lock.words, |place, owner| {
-            if place == self.here {
+        let found = self.nodes.walk(self.words, |place, owner| {
+            if place == here {
                 passed = true;
                 return false;
             }
-            passed && owner == self.waiter.me.word()
+            passed && owner == me.word()
         });
         found == Some(true)
     }
 
-    fn timed_out<J: Liveness>(&self, start: Instant, judge: &J) -> LockError {
-        let holder = match self.lock.inspect(judge) {
+    #[cold]
+    #[inline(never)]
+    fn timed_out<J: Liveness>(&self, waited: Duration, judge: &J) -> LockError {
+        let holder = match self.inspect(judge) {
             Some(LockState::Held(holder)) => holder,
             Some(LockState::Orphaned { recoverer, .. }) => recoverer.unwrap_or(InstanceId::NONE),
             _ => InstanceId::NONE,
         };
-        LockError::Timeout {
-            holder,
-            waited: start.elapsed(),
-        }
+        LockError::Timeout { holder, waited }
+    }
+}
+
+/// How a wait ended.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Clean,
+    /// In this dead holder's place.
+    Orphaned(InstanceId),
+    Deadlock,
+    /// After so many nanoseconds.
+    TimedOut(u64),
+    /// With this word in a place's stead.
+    Corrupt(u64),
+}
+
+impl McsHold<'_> {
+    /// Lets go of a dead holder's lock: leaves the queue from behind it.
+    fn leave(&self) -> Result<(), LockError> {
+        let waiter = self.waiter;
+        waiter.held.set(false);
+        let node = waiter.nodes.node(self.here)?;
+        let dead = Place::from_word(load64(&node.pred, Ordering::Relaxed));
+        let at = load64(&node.lock, Ordering::Relaxed);
+        let lock = McsLock::new(waiter.nodes, at).map_err(|_| LockError::Corrupt {
+            what: "the lock of a queue node",
+            word: at,
+        })?;
+        Ok(lock.leave(waiter, self.here, dead)?)
     }
 }
 
 impl Hold for McsHold<'_> {
     #[inline(always)]
     fn release(&self, me: InstanceId) -> Result<(), LockError> {
-        self.waiter.held.set(false);
-        match self.lock.nodes.end(self.here)? {
-            Some(false) => Ok(()),
-            Some(true) => {
-                wake(&self.lock.nodes.node(self.here)?.wake, 1);
-                Ok(())
-            }
-            None => {
-                // The node is another's by now, or will be.
-                self.waiter.number.set(0);
-                Err(LockError::Lost(me))
-            }
+        let waiter = self.waiter;
+        waiter.held.set(false);
+        if waiter.nodes.end(self.here, waiter.nodes.node(self.here)?) {
+            return Ok(());
         }
+        // The node is another's by now, or will be.
+        waiter.number.set(0);
+        Err(LockError::Lost(me))
     }
 
     fn adopt(&self, me: InstanceId, previous: InstanceId) -> Result<(), LockError> {
-        let nodes = &self.lock.nodes;
+        let nodes = &self.waiter.nodes;
         let node = nodes.node(self.here)?;
         let dead = Place::from_word(load64(&node.pred, Ordering::Relaxed));
+        let dead_node = nodes.node(dead)?;
         // This is the moment of the repair: if the caller dies after it, whoever is behind finds
         // the dead holder's place over and the lock consistent.
-        if nodes.end(dead)?.is_none() {
-            self.leave(dead)?;
+        if !nodes.end(dead, dead_node) {
+            self.leave()?;
             return Err(LockError::Lost(me));
         }
         store64(&node.pred, 0, Ordering::Release);
-        let owner = &nodes.node(dead)?.owner;
         // Release: pairs with the Acquire of the next claim. Fails if a claim found it first.
-        let _ = cas64(owner, previous.word(), 0, Ordering::AcqRel);
+        let _ = cas64(&dead_node.owner, previous.word(), 0, Ordering::AcqRel);
         Ok(())
     }
 
     fn let_go(&self, _me: InstanceId) {
-        let nodes = &self.lock.nodes;
-        if let Ok(node) = nodes.node(self.here) {
-            let dead = Place::from_word(load64(&node.pred, Ordering::Relaxed));
-            let _ = self.leave(dead);
-        }
+        // Fails on garbage only, which the next to come will name.
+        let _ = self.leave();
     }
 }
 

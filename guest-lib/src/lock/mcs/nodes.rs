@@ -11,6 +11,7 @@ use crate::lock::{LockError, check};
 use crate::mem::{cas64, load64};
 use crate::pod_safe::{PodSafe, PodShared};
 use crate::shm::{Mapping, ShmError};
+use crate::wait::wake;
 
 /// Bits of a version in a [`Place`].
 const VERSION_BITS: u32 = 48;
@@ -67,6 +68,21 @@ impl Place {
     /// The owner word of a node whose owner gave this place up.
     pub(super) const fn gone(self) -> u64 {
         GONE | self.version()
+    }
+}
+
+/// A place that no program of the pod stored: its node does not exist.
+///
+/// One word, so that the paths that nobody waits on keep their results in registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NoPlace(pub(super) u64);
+
+impl From<NoPlace> for LockError {
+    fn from(NoPlace(word): NoPlace) -> Self {
+        Self::Corrupt {
+            what: "a place in the queue of an MCS lock",
+            word,
+        }
     }
 }
 
@@ -127,7 +143,9 @@ impl<'m> McsNodes<'m> {
     }
 
     /// The table of `count` nodes at the offset `at`, a multiple of 64. All-zero memory is a table
-    /// of free nodes, so nobody creates it. All programs pass the same `count`.
+    /// of free nodes, so nobody creates it. All programs pass the same `count`: one for each lock
+    /// that a thread holds or waits for, and as many again for dead waiters, which keep theirs
+    /// until somebody alive has gone past them.
     ///
     /// # Errors
     /// [`ShmError::OutOfBounds`], [`ShmError::Unaligned`].
@@ -212,26 +230,24 @@ impl<'m> McsNodes<'m> {
         }
     }
 
+    #[inline]
     pub(super) fn place(&self, number: u16, version: u64) -> Place {
         Place((u64::from(number) << VERSION_BITS) | ((version >> 1) & VERSION_MASK))
     }
 
     /// The node of a place.
     #[inline]
-    pub(super) fn node(&self, place: Place) -> Result<&'m McsNodeWords, LockError> {
+    pub(super) fn node(&self, place: Place) -> Result<&'m McsNodeWords, NoPlace> {
         let number = usize::from(place.number());
         self.nodes
             .get(number.wrapping_sub(1))
-            .ok_or(LockError::Corrupt {
-                what: "a place in the queue of an MCS lock",
-                word: place.word(),
-            })
+            .ok_or(NoPlace(place.word()))
     }
 
     /// Whether a place is over, or none at all. `Acquire`: who finds it over sees what its owner
     /// did before it ended.
     #[inline]
-    pub(super) fn is_over(&self, place: Place) -> Result<bool, LockError> {
+    pub(super) fn is_over(&self, place: Place) -> Result<bool, NoPlace> {
         if place.is_none() {
             return Ok(true);
         }
@@ -240,7 +256,7 @@ impl<'m> McsNodes<'m> {
     }
 
     /// Looks at a place.
-    pub(super) fn look<J: Liveness>(&self, place: Place, judge: &J) -> Result<Seen, LockError> {
+    pub(super) fn look<J: Liveness>(&self, place: Place, judge: &J) -> Result<Seen, NoPlace> {
         if self.is_over(place)? {
             return Ok(Seen::Over);
         }
@@ -262,32 +278,28 @@ impl<'m> McsNodes<'m> {
 
     /// Ends a dead owner's place that no queue knows any more, and frees its node. Whoever dies
     /// in between leaves a node that [`claim`](Self::claim) finds.
-    pub(super) fn discard(&self, place: Place, owner: u64) -> Result<(), LockError> {
+    pub(super) fn discard(&self, place: Place, owner: u64) -> Result<(), NoPlace> {
         let node = self.node(place)?;
-        if self.end(place)?.is_some() {
+        if self.end(place, node) {
             // Release: pairs with the Acquire of a claim. Fails if a claim was first.
             let _ = cas64(&node.owner, owner, 0, Ordering::AcqRel);
         }
         Ok(())
     }
 
-    /// Ends a place; says whether somebody may sleep behind it, or `None` if it was over.
-    #[inline]
-    pub(super) fn end(&self, place: Place) -> Result<Option<bool>, LockError> {
-        let version = &self.node(place)?.version;
+    /// Ends a place and wakes whoever sleeps behind it; false if it was over.
+    #[inline(always)]
+    pub(super) fn end(&self, place: Place, node: &McsNodeWords) -> bool {
         // AcqRel: the next in the queue sees what the holder did; and see `Place` for how it is
         // recognised. One word holds the version and the sleeper, so neither side can miss the
         // other's change.
-        match cas64(version, place.lasting(), place.over(), Ordering::AcqRel) {
-            Ok(_) => Ok(Some(false)),
-            Err(found) if found == place.lasting() | ASLEEP => {
-                match cas64(version, found, place.over(), Ordering::AcqRel) {
-                    Ok(_) => Ok(Some(true)),
-                    Err(_) => Ok(None),
-                }
-            }
-            Err(_) => Ok(None),
-        }
+        let ended = cas64(
+            &node.version,
+            place.lasting(),
+            place.over(),
+            Ordering::AcqRel,
+        );
+        ended.is_ok() || end_before_sleeper(place, node)
     }
 
     /// Walks a queue from its end to its head, and tells `visit` each place and its owner word
@@ -343,6 +355,18 @@ impl<'m> McsNodes<'m> {
     }
 }
 
+/// As [`McsNodes::end`], with somebody asleep behind the place, if it is not over.
+#[cold]
+#[inline(never)]
+fn end_before_sleeper(place: Place, node: &McsNodeWords) -> bool {
+    let flagged = place.lasting() | ASLEEP;
+    let ended = cas64(&node.version, flagged, place.over(), Ordering::AcqRel).is_ok();
+    if ended {
+        wake(&node.wake, 1);
+    }
+    ended
+}
+
 /// Judges the owner word of a node.
 fn is_alive<J: Liveness>(owner: u64, judge: &J) -> bool {
     owner != 0 && owner & GONE == 0 && judge.is_alive(InstanceId::from_word(owner))
@@ -367,19 +391,30 @@ impl McsWaiter<'_> {
         self.me
     }
 
-    /// The place that the node would take next. Claims a node if there is none at hand.
+    /// The place that the node takes next.
     #[inline]
-    pub(super) fn next_place<J: Liveness>(&self, judge: &J) -> Result<Place, LockError> {
-        if self.number.get() == 0 || self.held.get() {
-            // Held: a guard was forgotten, and its lock is held as long as the instance lives.
-            self.number.set(0);
-            self.held.set(false);
-            self.number.set(self.nodes.claim(self.me, judge)?);
-        }
+    pub(super) fn next_place(&self) -> Result<Place, NoPlace> {
         let number = self.number.get();
         let node = self.nodes.node(self.nodes.place(number, 0))?;
         let version = load64(&node.version, Ordering::Relaxed);
         Ok(self.nodes.place(number, version))
+    }
+
+    /// Whether there is a node at hand.
+    #[inline]
+    pub(super) fn is_ready(&self) -> bool {
+        self.number.get() != 0 && !self.held.get()
+    }
+
+    /// Claims another node, in place of one that was given up, or whose guard was forgotten: that
+    /// guard's lock is held as long as the instance lives.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn renew<J: Liveness>(&self, judge: &J) -> Result<(), LockError> {
+        self.number.set(0);
+        self.held.set(false);
+        self.number.set(self.nodes.claim(self.me, judge)?);
+        Ok(())
     }
 }
 
