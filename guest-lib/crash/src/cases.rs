@@ -4,19 +4,29 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lupin::InstanceId;
 use lupin::abi::system::LockWords;
+use lupin::crash::{self, Ended};
 use lupin::liveness::Liveness;
 use lupin::lock::{LockError, RecoverableLock};
 use lupin::shm::Mapping;
 
 use crate::case::Case;
 
+pub mod buddy;
+pub mod log;
 pub mod offset_ptr;
 pub mod tatas;
 pub mod work;
 
 /// Every case there is.
 pub fn all() -> Vec<&'static dyn Case> {
-    [tatas::CASES, work::CASES, offset_ptr::CASES].concat()
+    [
+        tatas::CASES,
+        log::CASES,
+        buddy::CASES,
+        work::CASES,
+        offset_ptr::CASES,
+    ]
+    .concat()
 }
 
 /// Loads a word of memory that belongs to the case and not to the library.
@@ -39,6 +49,20 @@ pub fn store(memory: &Mapping, at: u64, value: u64) {
     memory
         .copy_in(at, &bytes)
         .expect("the case's own word lies in its memory");
+}
+
+/// Runs `operation` and lets whoever runs it die before the last `stores` stores of it.
+///
+/// # Panics
+/// If it makes fewer, or `operation` panics.
+pub fn die_before_end<T>(memory: &Mapping, stores: u64, operation: impl Fn() -> T) {
+    let mut before = vec![0; memory.len() as usize];
+    memory.copy_out(0, &mut before).expect("all of it");
+    let (_, all) = crash::count(&operation);
+    memory.copy_in(0, &before).expect("all of it");
+    assert!(stores > 0 && all >= stores, "{all} stores");
+    let ended = crash::dies_after(all - stores, operation);
+    assert!(matches!(ended, Ended::Died), "it must be repeatable");
 }
 
 /// `Ok` if they are equal.

@@ -325,6 +325,14 @@ impl<'m> PodAllocator<'m> {
         Ok(outcome)
     }
 
+    /// The state of the lock, for people.
+    ///
+    /// # Errors
+    /// [`BuddyError::Memory`].
+    pub fn lock_state(&self, judge: &impl Liveness) -> Result<LockState, BuddyError> {
+        Ok(self.lock()?.inspect(judge))
+    }
+
     /// What became of the last operation of a node, in whichever life. A snapshot while it works.
     ///
     /// # Errors
