@@ -163,6 +163,13 @@ impl<L: Hold> LockGuard<'_, L> {
     }
 }
 
+impl<'a> LockGuard<'a> {
+    /// The lock that is held.
+    pub fn lock(&self) -> RecoverableLock<'a> {
+        self.hold
+    }
+}
+
 impl<L: Hold> Drop for LockGuard<'_, L> {
     #[inline]
     fn drop(&mut self) {
