@@ -227,13 +227,19 @@ impl<'a> RecoverableLock<'a> {
         )
         .ok()?;
         // The owner may have been repaired and replaced between the caller's look and the swap.
-        // From here on only this instance can move a dead owner, so what is dead now stays.
-        let owner = InstanceId::from_word(load64(&self.words.owner, Ordering::Acquire));
-        if owner.is_none() || judge.is_alive(owner) {
-            self.let_go(me);
-            return None;
+        loop {
+            let owner = InstanceId::from_word(load64(&self.words.owner, Ordering::Acquire));
+            if owner.is_none() || judge.is_alive(owner) {
+                self.let_go(me);
+                return None;
+            }
+            // It may also have released the lock and died between that look and the verdict. All
+            // its stores are visible by the verdict, so a look after it is the truth: from here
+            // on only this instance can move a dead owner, and what is dead now stays.
+            if load64(&self.words.owner, Ordering::Relaxed) == owner.word() {
+                return Some(owner);
+            }
         }
-        Some(owner)
     }
 
     fn parking(&self) -> Parking<'a> {
