@@ -17,7 +17,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::mem::{cas64, store64};
+use crate::mem::{cas64, load64, store64};
 use crate::pod_safe::{PodSafe, PodShared};
 use crate::shm::{Mapping, ShmError};
 
@@ -67,7 +67,7 @@ impl<T: PodShared> AtomicOffsetPtr<T> {
         memory: &'m Mapping,
         order: Ordering,
     ) -> Result<Option<&'m T>, ShmError> {
-        self.follow(memory, self.word.load(order))
+        self.follow(memory, load64(&self.word, order))
     }
 
     /// Points it to `target`. `order` is that of a store; `Release` to publish the target.
@@ -105,7 +105,7 @@ impl<T: PodShared> AtomicOffsetPtr<T> {
 
     /// Whether it is null.
     pub fn is_null(&self) -> bool {
-        self.word.load(Ordering::Relaxed) == 0
+        load64(&self.word, Ordering::Relaxed) == 0
     }
 
     fn address(&self) -> u64 {
@@ -174,7 +174,7 @@ impl<T: PodShared> OffsetPtr<T> {
 
 impl<T> fmt::Debug for AtomicOffsetPtr<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.word.load(Ordering::Relaxed) {
+        match load64(&self.word, Ordering::Relaxed) {
             0 => f.write_str("null"),
             TO_ITSELF => f.write_str("self"),
             distance => write!(f, "self{:+}", distance as i64),

@@ -190,7 +190,7 @@ impl Mapping {
         let (middle, last) = rest.split_at_mut(words.len() * 8);
         load_bytes(head, first);
         for (chunk, word) in middle.chunks_exact_mut(8).zip(words) {
-            chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+            chunk.copy_from_slice(&crate::mem::load64(word, Ordering::Relaxed).to_ne_bytes());
         }
         load_bytes(tail, last);
         Ok(())
@@ -266,7 +266,7 @@ impl Drop for Mapping {
 
 fn load_bytes(cells: &[AtomicU8], out: &mut [u8]) {
     for (byte, cell) in out.iter_mut().zip(cells) {
-        *byte = cell.load(Ordering::Relaxed);
+        *byte = crate::mem::load8(cell, Ordering::Relaxed);
     }
 }
 

@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 use super::error::WorkError;
 use super::job::Job;
 use super::layout::{BLOCK, checksum};
-use crate::mem::cas64;
+use crate::mem::{cas64, load64};
 
 const END_BITS: u32 = 26;
 const BLOCKS_BITS: u32 = 18;
@@ -70,16 +70,16 @@ impl Last {
 impl Job<'_> {
     /// Bytes handed out so far, and the last allocation with its unit. Stores nothing.
     pub(super) fn arena_used(&self) -> Result<(u64, Option<(u32, Place)>), WorkError> {
-        let last = Last::from_word(self.header()?.arena.word.load(Ordering::Acquire));
+        let last = Last::from_word(load64(&self.header()?.arena.word, Ordering::Acquire));
         Ok((last.end * BLOCK, last.place.map(|place| (last.unit, place))))
     }
 
     /// Writes the last allocation down in its unit's line, if that was not done.
     fn help_last(&self) -> Result<u64, WorkError> {
-        let word = self.header()?.arena.word.load(Ordering::Acquire);
+        let word = load64(&self.header()?.arena.word, Ordering::Acquire);
         let last = Last::from_word(word);
         if let (Some(place), Some(line)) = (last.place, self.units()?.get(last.unit as usize))
-            && line.place.load(Ordering::Acquire) == 0
+            && load64(&line.place, Ordering::Acquire) == 0
         {
             // Whoever comes first; they all write the same.
             let _ = cas64(&line.place, 0, place.word(), Ordering::AcqRel);
@@ -102,7 +102,7 @@ impl Job<'_> {
         loop {
             // First the last allocation, which may be this unit's own.
             let word = self.help_last()?;
-            let placed = line.place.load(Ordering::Acquire);
+            let placed = load64(&line.place, Ordering::Acquire);
             if placed != 0 {
                 return self.same_place(unit, placed, blocks);
             }
@@ -163,7 +163,7 @@ impl Job<'_> {
             return Ok(None);
         };
         // Acquire: pairs with the commit; the result's bytes are visible.
-        let word = line.result.load(Ordering::Acquire);
+        let word = load64(&line.result, Ordering::Acquire);
         if word == 0 {
             return Ok(None);
         }

@@ -7,6 +7,7 @@ use super::error::WorkError;
 use super::job::Job;
 use super::layout::BLOCK;
 use super::phase::Phase;
+use crate::mem::{load32, load64};
 
 /// What a phase's units look like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,13 +79,13 @@ impl Job<'_> {
             };
             audit.phases.push(self.audit_phase(&phase)?);
             for (index, line) in phase.lines()?.iter().enumerate() {
-                let written = Place::from_word(line.place.load(Ordering::Acquire));
+                let written = Place::from_word(load64(&line.place, Ordering::Acquire));
                 // The last allocation may not be written down yet.
                 let unit = phase.first() + index as u32;
                 let place = written.or(last.filter(|(u, _)| *u == unit).map(|(_, place)| place));
                 let Some(place) = place else { continue };
                 places.push(place);
-                match line.result.load(Ordering::Acquire) {
+                match load64(&line.result, Ordering::Acquire) {
                     0 => audit.arena.pending += place.blocks * BLOCK,
                     _ => audit.arena.reachable += place.blocks * BLOCK,
                 }
@@ -110,17 +111,17 @@ impl Job<'_> {
             ..PhaseAudit::default()
         };
         for (unit, line) in phase.lines()?.iter().enumerate() {
-            let attempts = line.attempts.load(Ordering::Relaxed);
+            let attempts = load32(&line.attempts, Ordering::Relaxed);
             audit.attempts += u64::from(attempts);
             audit.redone += u32::from(attempts > 1);
-            audit.committed_twice += u32::from(line.commits.load(Ordering::Relaxed) > 1);
+            audit.committed_twice += u32::from(load32(&line.commits, Ordering::Relaxed) > 1);
             if let Some(result) = phase.result(unit as u32)? {
                 result.read_all()?;
                 audit.done += 1;
                 let (result, place) = (&line.result, &line.place);
                 let (result, place) = (
-                    result.load(Ordering::Acquire),
-                    place.load(Ordering::Acquire),
+                    load64(result, Ordering::Acquire),
+                    load64(place, Ordering::Acquire),
                 );
                 audit.misplaced += u32::from(result != place);
             }

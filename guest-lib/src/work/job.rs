@@ -10,7 +10,7 @@ use super::error::WorkError;
 use super::layout::{FIELDS, JOB_MAGIC, JobHeader, JobSpec, Places, UnitLine, checksum};
 use super::phase::Phase;
 use crate::liveness::Liveness;
-use crate::mem::{cas64, store32, store64};
+use crate::mem::{cas64, load64, store32, store64};
 use crate::shm::Mapping;
 use crate::wait::{Pacer, deadline_after};
 
@@ -58,9 +58,9 @@ impl<'m> Job<'m> {
             Ok(_) | Err(JOB_MAGIC) => {}
             Err(_) => return Err(WorkError::NotThisJob("it holds other data")),
         }
-        let creator = header.creator.load(Ordering::Acquire);
+        let creator = load64(&header.creator, Ordering::Acquire);
         let claim = InstanceId::from_word(creator);
-        if header.seal.load(Ordering::Acquire) != 0 {
+        if load64(&header.seal, Ordering::Acquire) != 0 {
             return Err(WorkError::Exists);
         }
         if creator != 0 && claim != me && judge.is_alive(claim) {
@@ -70,7 +70,7 @@ impl<'m> Job<'m> {
             return Err(WorkError::BeingCreated(InstanceId::from_word(other)));
         }
         // The creator before may have sealed the job between the two looks, and died after it.
-        if header.seal.load(Ordering::Acquire) != 0 {
+        if load64(&header.seal, Ordering::Acquire) != 0 {
             return Err(WorkError::Exists);
         }
         let job = Self {
@@ -112,33 +112,33 @@ impl<'m> Job<'m> {
         let mut pacer = Pacer::new(Some(deadline_after(patience)));
         let seal = loop {
             // Acquire: pairs with the Release of `publish`.
-            let seal = header.seal.load(Ordering::Acquire);
+            let seal = load64(&header.seal, Ordering::Acquire);
             if seal != 0 {
                 break seal;
             }
-            let magic = header.magic.load(Ordering::Acquire);
+            let magic = load64(&header.magic, Ordering::Acquire);
             if magic != 0 && magic != JOB_MAGIC {
                 return Err(WorkError::NotThisJob("it holds other data"));
             }
-            let creator = InstanceId::from_word(header.creator.load(Ordering::Acquire));
+            let creator = InstanceId::from_word(load64(&header.creator, Ordering::Acquire));
             let is_hopeless = match creator.is_none() {
                 true => start.elapsed() >= UNCLAIMED,
                 false => !judge.is_alive(creator),
             };
             // The seal again: the creator may have stored it and then ended.
-            if is_hopeless && header.seal.load(Ordering::Acquire) == 0 {
+            if is_hopeless && load64(&header.seal, Ordering::Acquire) == 0 {
                 return Err(WorkError::Unfinished(creator));
             }
             if pacer.sleep().is_err() {
                 return Err(WorkError::BeingCreated(creator));
             }
         };
-        if header.magic.load(Ordering::Acquire) != JOB_MAGIC {
+        if load64(&header.magic, Ordering::Acquire) != JOB_MAGIC {
             return Err(WorkError::NotThisJob("it holds other data"));
         }
         let mut fields = [0; FIELDS];
         for (field, cell) in fields.iter_mut().zip(&header.fields) {
-            *field = cell.load(Ordering::Relaxed);
+            *field = load64(cell, Ordering::Relaxed);
         }
         if checksum(fields) != seal {
             return Err(WorkError::NotThisJob("its header is damaged"));
@@ -216,7 +216,7 @@ impl<'m> Creation<'m> {
     /// [`WorkError::BeingCreated`] if the caller was declared dead and succeeded meanwhile.
     pub fn publish(self) -> Result<Job<'m>, WorkError> {
         let header = self.job.header()?;
-        let creator = InstanceId::from_word(header.creator.load(Ordering::Acquire));
+        let creator = InstanceId::from_word(load64(&header.creator, Ordering::Acquire));
         if creator != self.me {
             return Err(WorkError::BeingCreated(creator));
         }

@@ -11,7 +11,7 @@ use super::error::WorkError;
 use super::job::Job;
 use super::layout::UnitLine;
 use crate::liveness::Liveness;
-use crate::mem::{add32, add64, cas64};
+use crate::mem::{add32, add64, cas64, load64};
 use crate::wait::Pacer;
 
 /// How long a worker that has nothing else left to do waits for somebody alive before it
@@ -198,7 +198,7 @@ impl<'j> Phase<'j> {
     fn next_of_cursor(&self) -> Result<Option<u32>, WorkError> {
         let cursor = &self.job.header()?.cursors[self.number].word;
         // Tested first: a phase that is swept for hours must not wrap the cursor.
-        if cursor.load(Ordering::Relaxed) >= self.units.into() {
+        if load64(cursor, Ordering::Relaxed) >= self.units.into() {
             return Ok(None);
         }
         let unit = add64(cursor, 1, Ordering::Relaxed);
@@ -211,7 +211,7 @@ impl<'j> Phase<'j> {
         if is_done(line) {
             return Ok(Claim::Taken);
         }
-        let owner = InstanceId::from_word(line.claim.load(Ordering::Acquire));
+        let owner = InstanceId::from_word(load64(&line.claim, Ordering::Acquire));
         if owner == worker.me {
             // Claimed by an attempt of this worker that failed.
             return Ok(Claim::Mine);
@@ -273,7 +273,7 @@ enum Claim {
 }
 
 fn is_done(line: &UnitLine) -> bool {
-    line.result.load(Ordering::Acquire) != 0
+    load64(&line.result, Ordering::Acquire) != 0
 }
 
 /// Processor time of this thread; zero if the kernel does not say.
