@@ -195,30 +195,46 @@ impl<'m, J: Liveness> Participant<'m, J> {
         let Some(class) = class_of(bytes) else {
             return self.alloc_run(slot, bytes);
         };
+        match self.alloc_known(slot, cell, class) {
+            Some(block) => Ok(block),
+            None => self.alloc_elsewhere(slot, cell, class),
+        }
+    }
+
+    /// Allocates a block that is known to be free.
+    #[inline]
+    fn alloc_known(&mut self, slot: u64, cell: &AtomicU64, class: usize) -> Option<u64> {
+        let (block, word) = self.cache.classes[class].take()?;
+        // Only this thread makes blocks of its slabs live, so neither a check against others nor
+        // a read-modify-write is needed. Relaxed: the word was loaded with Acquire when the block
+        // was found to be free.
+        let before = load64(word, Ordering::Relaxed);
+        if is_live(before) {
+            // Only a stray store of somebody can have done that; the block is lost.
+            return None;
+        }
+        let line = &self.place.intent;
+        line.begin_alloc(slot, block, before);
+        // Release, each: in this order for whoever comes after a death, at any instruction.
+        store64(word, before + 1, Ordering::Release);
+        store64(cell, block, Ordering::Release);
+        line.end_alloc(block);
+        Some(block)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_elsewhere(
+        &mut self,
+        slot: u64,
+        cell: &AtomicU64,
+        class: usize,
+    ) -> Result<u64, HeapError> {
         loop {
-            let id = self.cache.classes[class].current;
-            let slab = &mut self.cache.slabs[id as usize];
-            let Some(index) = slab.take() else {
-                self.refill(class)?;
-                continue;
-            };
-            // Only this thread makes blocks of its slabs live, so neither a check against others
-            // nor a read-modify-write is needed. Relaxed: the word was loaded with Acquire when
-            // the block was found to be free.
-            let word = &slab.words[index as usize];
-            let before = load64(word, Ordering::Relaxed);
-            if is_live(before) {
-                // Only a stray store of somebody can have done that; the block is lost.
-                continue;
+            self.refill(class)?;
+            if let Some(block) = self.alloc_known(slot, cell, class) {
+                return Ok(block);
             }
-            let block = slab.start + slab.geometry.offset_of(index);
-            let line = &self.place.intent;
-            line.begin_alloc(slot, block, before);
-            // Release, each: in this order for whoever comes after a death, at any instruction.
-            store64(word, before + 1, Ordering::Release);
-            store64(cell, block, Ordering::Release);
-            line.end_alloc(block);
-            return Ok(block);
         }
     }
 
@@ -284,6 +300,7 @@ impl<'m, J: Liveness> Participant<'m, J> {
 
     /// Frees a block that lies in no slab of this participant that it knows.
     #[cold]
+    #[inline(never)]
     fn free_elsewhere<const CHORE: bool>(
         &mut self,
         slot: u64,
@@ -293,7 +310,7 @@ impl<'m, J: Liveness> Participant<'m, J> {
         if at == 0 {
             return Err(HeapError::EmptySlot { slot });
         }
-        let heap = self.heap;
+        let heap = &self.heap;
         if let Use::Slab { .. } = heap.usage_of(at)? {
             let line = self.place.line(CHORE);
             return heap.free_small(self.index, line, (slot, cell), heap.block(at)?);

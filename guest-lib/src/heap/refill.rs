@@ -15,8 +15,7 @@ use crate::mem::{fill64, load64, store64};
 const ADOPTED_AT_ONCE: usize = 16;
 
 impl<'m, J: Liveness> Participant<'m, J> {
-    /// Makes a slab with free blocks the current one of a class.
-    #[cold]
+    /// Finds a run of free blocks for a class.
     pub(super) fn refill(&mut self, class: usize) -> Result<(), HeapError> {
         if self.cache.advance(class) {
             return Ok(());
@@ -134,6 +133,7 @@ impl<'m, J: Liveness> Participant<'m, J> {
 
     /// Called when a slab has no live block any more: one is kept for each class.
     #[cold]
+    #[inline(never)]
     pub(super) fn on_empty(&mut self, id: u32) -> Result<(), HeapError> {
         let Cache { slabs, classes, .. } = &mut self.cache;
         let number = slabs[id as usize].class;

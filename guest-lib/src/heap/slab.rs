@@ -1,9 +1,10 @@
 //! Slabs: what a process knows about those of its participant, and frees of small blocks.
 //!
 //! Everything that is private to the process is here: per slab a bitmap of the blocks that were
-//! free when it last looked, per class a stack of slabs with such blocks. Since only the owner of
-//! a slab hands out its blocks, a block that was free once is free until it does; what others
-//! freed meanwhile is found by [`rescan`](Slab::rescan).
+//! free when it last looked, per class a stack of slabs with such blocks and the *run* that blocks
+//! are taken from: up to 64 neighbours, one word of a bitmap. Since only the owner of a slab hands
+//! out its blocks, a block that was free once is free until it does; what others freed meanwhile
+//! is found by [`rescan`](Slab::rescan).
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -44,13 +45,20 @@ pub(super) struct Cache<'m> {
     unused: Vec<u32>,
     /// By span; [`NO_SLAB`] for spans that are not the participant's, or not loaded yet.
     pub(super) by_span: Box<[u32]>,
-    pub(super) classes: Box<[ClassCache; CLASSES]>,
+    pub(super) classes: [ClassCache<'m>; CLASSES],
 }
 
 /// The slabs of one class.
-#[derive(Clone, Default)]
-pub(super) struct ClassCache {
-    /// The slab that blocks are taken from.
+#[derive(Default)]
+pub(super) struct ClassCache<'m> {
+    /// The blocks of the run that are free, from the lowest bit on; not noted in the slab.
+    bits: u64,
+    /// Their words.
+    words: &'m [AtomicU64],
+    /// Offset of the first block of the run, and bytes from one to the next.
+    first: u64,
+    size: u64,
+    /// The slab that the run is part of.
     pub(super) current: u32,
     /// Others that may have free blocks.
     pub(super) partial: Vec<u32>,
@@ -78,24 +86,17 @@ impl<'m> Slab<'m> {
         }
     }
 
-    /// Takes the index of a block that is free.
-    #[inline]
-    pub(super) fn take(&mut self) -> Option<u32> {
-        if self.free_count == 0 {
-            return None;
-        }
-        let mut at = self.cursor as usize;
-        while self.free[at] == 0 {
-            at += 1;
-            if at == self.free.len() {
-                at = 0;
-            }
-        }
-        let bits = self.free[at];
-        self.cursor = at as u32;
-        self.free[at] = bits & (bits - 1);
-        self.free_count -= 1;
-        Some(at as u32 * 64 + bits.trailing_zeros())
+    /// Takes a run of free blocks: which of the 64 they are, and the index of the first of those.
+    fn take_run(&mut self) -> Option<(u64, usize)> {
+        // The one in which a block was freed last: it is in the processor's cache.
+        let (after, before) = (
+            self.cursor as usize..self.free.len(),
+            0..self.cursor as usize,
+        );
+        let at = after.chain(before).find(|at| self.free[*at] != 0)?;
+        let bits = core::mem::take(&mut self.free[at]);
+        self.free_count -= bits.count_ones();
+        Some((bits, at * 64))
     }
 
     /// Notes that a block is free.
@@ -130,13 +131,13 @@ impl<'m> Cache<'m> {
             slabs: vec![Slab::none()],
             unused: Vec::new(),
             by_span: vec![NO_SLAB; spans as usize].into_boxed_slice(),
-            classes: Box::new(core::array::from_fn(|_| ClassCache::default())),
+            classes: core::array::from_fn(|_| ClassCache::default()),
         }
     }
 
     /// Notes that there is nothing to adopt, unless a place becomes vacant.
     pub(super) fn nothing_vacated(&mut self) {
-        for class in &mut *self.classes {
+        for class in &mut self.classes {
             class.seen_vacated = Some(0);
         }
     }
@@ -190,6 +191,7 @@ impl<'m> Cache<'m> {
         }
         if class.current == id {
             class.current = NO_SLAB;
+            class.bits = 0;
         }
         self.by_span[slab.span as usize] = NO_SLAB;
         self.unused.push(id);
@@ -205,25 +207,33 @@ impl<'m> Cache<'m> {
         }
     }
 
-    /// Makes a slab that has free blocks the current one of its class; false if none is known.
+    /// Finds a run of free blocks for a class, in slabs that are known; false if there is none.
     pub(super) fn advance(&mut self, number: usize) -> bool {
         let class = &mut self.classes[number];
-        if self.slabs[class.current as usize].free_count > 0 {
+        if class.bits != 0 {
             return true;
         }
-        while let Some(id) = class.partial.pop() {
+        let mut id = class.current;
+        loop {
             let slab = &mut self.slabs[id as usize];
-            if slab.class != number {
-                // It was given back, and the index stands for another.
-                continue;
-            }
-            slab.is_listed = false;
-            if slab.free_count > 0 {
+            // An index on the stack may stand for another slab since.
+            if slab.class == number
+                && let Some((bits, first)) = slab.take_run()
+            {
+                let end = slab.words.len().min(first + 64);
+                class.bits = bits;
+                class.words = &slab.words[first..end];
+                class.first = slab.start + slab.geometry.offset_of(first as u32);
+                class.size = slab.geometry.size.into();
                 class.current = id;
                 return true;
             }
+            let Some(next) = class.partial.pop() else {
+                return false;
+            };
+            id = next;
+            self.slabs[id as usize].is_listed = false;
         }
-        false
     }
 
     /// Finds what others have freed: in slabs of which they said so, or in all.
@@ -235,6 +245,11 @@ impl<'m> Cache<'m> {
             };
             if take_hint(&entry.remote.word) || in_all {
                 slab.rescan();
+                let class = &mut self.classes[slab.class];
+                if class.current == id {
+                    // The run is among what was found.
+                    class.bits = 0;
+                }
                 self.list(id);
             }
         }
@@ -246,6 +261,18 @@ impl<'m> Cache<'m> {
         let classes = classes.filter(|(class, _)| Some(*class) != except);
         let mut all = classes.flat_map(|(_, class)| &class.all);
         all.find(|id| self.slabs[**id as usize].is_empty()).copied()
+    }
+}
+
+impl<'m> ClassCache<'m> {
+    /// Takes a free block of the run: its offset and its word.
+    #[inline]
+    pub(super) fn take(&mut self) -> Option<(u64, &'m AtomicU64)> {
+        let index = self.bits.trailing_zeros();
+        // Index 64, of an empty run, is beyond the end.
+        let word = self.words.get(index as usize)?;
+        self.bits &= self.bits - 1;
+        Some((self.first + u64::from(index) * self.size, word))
     }
 }
 
