@@ -154,6 +154,7 @@ pub(crate) fn square_task<'a>(
     Task {
         name: format!("{} [{state}] pairs of stores", case.name()),
         limit,
+        most: Duration::MAX,
         work: Box::new(move |from, worker| {
             let square = Square {
                 case,
@@ -176,6 +177,7 @@ fn step_task<'a>(case: &'a dyn Case, state: &'a str, depth: Depth, limit: Durati
         name: format!("{} [{state}] every instruction", case.name()),
         // Beyond the limit of the processes in which it recovers.
         limit: limit * 2,
+        most: Duration::MAX,
         work: Box::new(move |_, worker| {
             let result = steps::explore(case, state, depth, limit, worker);
             result.unwrap_or_else(|error| panic!("{error}"));

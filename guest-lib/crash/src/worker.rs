@@ -74,6 +74,8 @@ pub struct Task<'a> {
     pub name: String,
     /// How long it may be at one position.
     pub limit: Duration,
+    /// How long it may take in all; what it has found by then is what it finds.
+    pub most: Duration,
     /// The work, from a position on.
     #[allow(clippy::type_complexity, reason = "it is used once")]
     pub work: Box<dyn Fn(Position, &Worker<'_>) + 'a>,
@@ -93,6 +95,8 @@ pub struct Findings {
     pub counts: Counts,
     /// Steps that hung or ended the process, in words.
     pub lost: Vec<String>,
+    /// Whether it was cut short, after [`Task::most`].
+    pub cut_short: bool,
 }
 
 /// After so many lost processes a task is given up: it would take for ever.
@@ -107,6 +111,7 @@ struct Running<'t, 'a> {
     unread: Vec<u8>,
     ticks: u64,
     since: Instant,
+    start: Instant,
     findings: Findings,
 }
 
@@ -123,6 +128,7 @@ impl<'t, 'a> Running<'t, 'a> {
             unread: Vec::new(),
             ticks: 0,
             since: Instant::now(),
+            start: Instant::now(),
             findings: Findings::default(),
         })
     }
@@ -140,13 +146,15 @@ impl<'t, 'a> Running<'t, 'a> {
         Ok(n == 0)
     }
 
+    /// Whether it makes no progress, or takes too long in all.
     fn is_stuck(&mut self) -> bool {
+        self.findings.cut_short = self.start.elapsed() > self.task.most;
         let ticks = self.page.words()[TICKS].load(Ordering::Relaxed);
         if ticks != self.ticks {
             self.ticks = ticks;
             self.since = Instant::now();
         }
-        self.since.elapsed() > self.task.limit
+        self.findings.cut_short || self.since.elapsed() > self.task.limit
     }
 
     /// Ends the process that is stuck or ended; goes on behind its position if it was lost.
@@ -161,6 +169,9 @@ impl<'t, 'a> Running<'t, 'a> {
             return Ok(true);
         }
         while !self.read()? {}
+        if self.findings.cut_short {
+            return Ok(true);
+        }
         let words = self.page.words();
         let [first, second] = [FIRST, SECOND].map(|at| words[at].load(Ordering::Relaxed));
         let position = (first, second);

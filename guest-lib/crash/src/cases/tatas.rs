@@ -235,10 +235,12 @@ impl Case for Wait {
             return;
         }
         let words: &LockWords = memory.get(Pair::LOCK).expect("in bounds");
-        // Once somebody sleeps, the holder releases; the other node's store, not this one's.
+        // Once somebody sleeps, the holder releases and wakes: another node's stores, not ours.
         let judge = |_: InstanceId| {
             if words.waiters.load(Ordering::SeqCst) != 0 {
                 words.owner.store(0, Ordering::SeqCst);
+                words.waiters.store(0, Ordering::SeqCst);
+                words.wake.fetch_add(1, Ordering::SeqCst);
             }
             true
         };
@@ -263,6 +265,11 @@ impl Case for Wait {
         if world.dead.is_empty() && state == "held" {
             let held = LockState::Held(BYSTANDER);
             return equal("the lock", Pair(memory).lock().inspect(world), held);
+        }
+        if world.dead.is_empty() {
+            // Whoever has slept passes the wake-up on when it releases.
+            let words: &LockWords = memory.get(Pair::LOCK).expect("in bounds");
+            equal("the futex word", words.wake.load(Ordering::Relaxed), 2)?;
         }
         check(memory, state, world, u64::from(state != "held"))
     }

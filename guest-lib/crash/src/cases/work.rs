@@ -8,7 +8,7 @@ use lupin::liveness::Liveness;
 use lupin::shm::Mapping;
 use lupin::work::{BLOCK, Job, JobAudit, JobSpec, PARAMS, WorkError, Worker};
 
-use super::equal;
+use super::{equal, store};
 use crate::case::{BYSTANDER, Case, PREDECESSOR, SUCCESSOR, VICTIM, World};
 
 /// The cases of this module.
@@ -86,7 +86,7 @@ impl Case for Create {
     }
 
     fn states(&self) -> &'static [&'static str] {
-        &["new", "dead creator", "dead creator of another shape"]
+        &["new", "dead creator", "dead creator of something else"]
     }
 
     fn bytes(&self) -> u64 {
@@ -102,11 +102,12 @@ impl Case for Create {
                 assert!(matches!(ended, Ended::Died));
             }
             _ => {
-                let mut other = spec();
-                other.phases = vec![9, 4];
-                let other = Job::create(memory, &other, PREDECESSOR, &everybody);
-                let other = other.expect("the memory is new");
-                other.write_input(0, &[0xff; 8]).expect("in bounds");
+                let ended = dies_after(2, || create(memory, PREDECESSOR, &everybody));
+                assert!(matches!(ended, Ended::Died));
+                // Behind the header's first line nothing is as this job has it.
+                for at in (0x100..BYTES).step_by(8) {
+                    store(memory, at, 0x0123_4567_89ab_cdef);
+                }
             }
         }
     }
