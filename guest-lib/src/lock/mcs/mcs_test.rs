@@ -105,7 +105,13 @@ impl Pair {
     fn dies_waiting(&self, me: InstanceId, judge: &(impl Liveness + Sync)) {
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let ended = dies_after(LINKED, || self.change(me, judge));
+                // Its next store announces its sleep, or gives up.
+                let ended = dies_after(LINKED, || {
+                    let mut waiter = self.nodes().join(me, judge).unwrap();
+                    let _ = self
+                        .lock()
+                        .lock_timeout(&mut waiter, judge, Duration::from_micros(50));
+                });
                 assert_eq!(ended, Ended::Died);
             });
         });

@@ -95,8 +95,8 @@ pub struct McsLock<'m> {
 ///
 /// Two words: it is passed in registers, and finds the lock through its node when it needs it.
 #[derive(Clone, Copy, Debug)]
-pub struct McsHold<'w> {
-    waiter: &'w McsWaiter<'w>,
+pub struct McsHold<'w, 'm> {
+    waiter: &'w McsWaiter<'m>,
     here: Place,
 }
 
@@ -121,7 +121,7 @@ impl<'m> McsLock<'m> {
         &self,
         waiter: &'w mut McsWaiter<'m>,
         judge: &J,
-    ) -> Result<Acquired<'w, McsHold<'w>>, LockError> {
+    ) -> Result<Acquired<'w, McsHold<'w, 'm>>, LockError> {
         self.acquire(waiter, judge, None)
     }
 
@@ -135,7 +135,7 @@ impl<'m> McsLock<'m> {
         waiter: &'w mut McsWaiter<'m>,
         judge: &J,
         timeout: Duration,
-    ) -> Result<Acquired<'w, McsHold<'w>>, LockError> {
+    ) -> Result<Acquired<'w, McsHold<'w, 'm>>, LockError> {
         self.acquire(waiter, judge, Some(timeout))
     }
 
@@ -148,7 +148,7 @@ impl<'m> McsLock<'m> {
         &self,
         waiter: &'w mut McsWaiter<'m>,
         judge: &J,
-    ) -> Result<Acquired<'w, McsHold<'w>>, LockError> {
+    ) -> Result<Acquired<'w, McsHold<'w, 'm>>, LockError> {
         self.acquire(waiter, judge, Some(Duration::ZERO))
     }
 
@@ -183,28 +183,30 @@ impl<'m> McsLock<'m> {
         waiter: &'w McsWaiter<'m>,
         judge: &J,
         timeout: Option<Duration>,
-    ) -> Result<Acquired<'w, McsHold<'w>>, LockError> {
-        if !waiter.is_ready() {
+    ) -> Result<Acquired<'w, McsHold<'w, 'm>>, LockError> {
+        if waiter.next.get().is_none() {
             waiter.renew(judge)?;
         }
-        let here = waiter.next_place()?;
-        let nodes = &self.nodes;
+        let (here, node) = (waiter.next.get(), waiter.node.get());
         let hold = McsHold { waiter, here };
         // Acquire: leads to the version of that place's node.
         let tail = Place::from_word(load64(&self.words.tail, Ordering::Acquire));
-        let end = if nodes.is_over(tail)? && self.enter(here, tail, Place::NONE)? {
+        // A lock that is taken again and again ends with the last place of the own node, and
+        // that one is over.
+        let is_free = tail.next() == here || self.nodes.is_over(tail)?;
+        let end = if is_free && self.enter(node, here, tail, Place::NONE) {
             End::Clean
         } else {
-            self.wait(waiter, here, judge, timeout)
+            self.wait(waiter, judge, timeout)
         };
         let me = waiter.me;
         match end {
             End::Clean => {
-                waiter.held.set(true);
+                waiter.next.set(Place::NONE);
                 Ok(Acquired::Clean(LockGuard::new(hold, me)))
             }
             End::Orphaned(previous) => {
-                waiter.held.set(true);
+                waiter.next.set(Place::NONE);
                 Ok(Acquired::Orphaned(OrphanGuard::new(hold, me, previous)))
             }
             End::Deadlock => Err(LockError::Deadlock(me)),
@@ -216,8 +218,7 @@ impl<'m> McsLock<'m> {
     /// Puts a place behind `tail`, unless that is no longer the end of the queue. `ahead` is
     /// `tail`, or none if that is over.
     #[inline]
-    fn enter(&self, here: Place, tail: Place, ahead: Place) -> Result<bool, NoPlace> {
-        let node = self.nodes.node(here)?;
+    fn enter(&self, node: &McsNodeWords, here: Place, tail: Place, ahead: Place) -> bool {
         // Relaxed: published by the swap of the tail. The loads spare a lock that is taken again
         // and again two stores.
         if load64(&node.lock, Ordering::Relaxed) != self.at {
@@ -229,7 +230,7 @@ impl<'m> McsLock<'m> {
         // Release: publishes the node. Acquire: who is behind a free lock's last place sees what
         // its holder did.
         let swapped = cas64(&self.words.tail, tail.word(), here.word(), Ordering::AcqRel);
-        Ok(swapped.is_ok())
+        swapped.is_ok()
     }
 
     /// The path of everybody who must wait, or succeed the dead. Its result fits registers.
@@ -238,7 +239,6 @@ impl<'m> McsLock<'m> {
     fn wait<J: Liveness>(
         &self,
         waiter: &McsWaiter<'_>,
-        here: Place,
         judge: &J,
         timeout: Option<Duration>,
     ) -> End {
@@ -248,8 +248,8 @@ impl<'m> McsLock<'m> {
         }
         let mut ahead = Place::NONE;
         let mut pacer = Pacer::new(timeout.map(deadline_after));
-        let end = match self.enter_behind(here, &mut ahead) {
-            Ok(()) => self.advance(waiter, here, &mut ahead, judge, &mut pacer),
+        let end = match self.enter_behind(waiter, &mut ahead) {
+            Ok(()) => self.advance(waiter, &mut ahead, judge, &mut pacer),
             // Garbage at the tail: the place is in no queue.
             Err(NoPlace(word)) => return End::Corrupt(word),
         };
@@ -257,8 +257,7 @@ impl<'m> McsLock<'m> {
         match end {
             End::Clean | End::Orphaned(_) => end,
             End::Deadlock | End::TimedOut(_) | End::Corrupt(_) => {
-                // Fails where the own node does not exist, and then there is nothing to leave.
-                let _ = self.leave(waiter, here, ahead);
+                self.leave(waiter, waiter.next.get(), ahead);
                 match (end, start) {
                     (End::TimedOut(_), Some(start)) => {
                         End::TimedOut(start.elapsed().as_nanos() as u64)
@@ -269,7 +268,8 @@ impl<'m> McsLock<'m> {
         }
     }
 
-    fn enter_behind(&self, here: Place, ahead: &mut Place) -> Result<(), NoPlace> {
+    fn enter_behind(&self, waiter: &McsWaiter<'_>, ahead: &mut Place) -> Result<(), NoPlace> {
+        let (node, here) = (waiter.node.get(), waiter.next.get());
         loop {
             let tail = Place::from_word(load64(&self.words.tail, Ordering::Acquire));
             *ahead = if self.nodes.is_over(tail)? {
@@ -277,7 +277,7 @@ impl<'m> McsLock<'m> {
             } else {
                 tail
             };
-            if self.enter(here, tail, *ahead)? {
+            if self.enter(node, here, tail, *ahead) {
                 return Ok(());
             }
             core::hint::spin_loop();
@@ -288,13 +288,12 @@ impl<'m> McsLock<'m> {
     fn advance<J: Liveness>(
         &self,
         waiter: &McsWaiter<'_>,
-        here: Place,
         ahead: &mut Place,
         judge: &J,
         pacer: &mut Pacer,
     ) -> Result<End, NoPlace> {
         let nodes = &self.nodes;
-        let node = nodes.node(here)?;
+        let (node, here) = (waiter.node.get(), waiter.next.get());
         let (mut looked, mut sleeps) = (false, 0u32);
         loop {
             if nodes.is_over(*ahead)? {
@@ -336,10 +335,13 @@ impl<'m> McsLock<'m> {
             // other. One who gives up stores its owner word and then reads the flag, and this
             // one the other way round: SeqCst on both sides.
             let lasting = ahead.lasting();
-            let flagged = cas64(&front.version, lasting, lasting | ASLEEP, Ordering::SeqCst);
-            if flagged.is_err_and(|found| found != lasting | ASLEEP)
-                || load64(&front.owner, Ordering::SeqCst) != owner.word()
-            {
+            let flagged = match load64(&front.version, Ordering::SeqCst) {
+                version if version == lasting => {
+                    cas64(&front.version, lasting, lasting | ASLEEP, Ordering::SeqCst).is_ok()
+                }
+                version => version == lasting | ASLEEP,
+            };
+            if !flagged || load64(&front.owner, Ordering::SeqCst) != owner.word() {
                 continue;
             }
             if pacer.sleep_on(&front.wake, seen).is_err() && !nodes.is_over(*ahead)? {
@@ -349,24 +351,24 @@ impl<'m> McsLock<'m> {
     }
 
     /// Takes a place out of the queue. Its owner holds nothing.
-    fn leave(&self, waiter: &McsWaiter<'_>, here: Place, ahead: Place) -> Result<(), NoPlace> {
-        let node = self.nodes.node(here)?;
+    fn leave(&self, waiter: &McsWaiter<'_>, here: Place, ahead: Place) {
+        let node = waiter.node.get();
         // Nobody behind: the queue is what it was before. Release: whoever comes next looks at
         // the place in front.
         let tail = &self.words.tail;
         if cas64(tail, here.word(), ahead.word(), Ordering::AcqRel).is_ok() {
             // So that a walk that is just here learns that it is not in this queue any more.
-            self.nodes.end(here, node);
-            return Ok(());
+            waiter.nodes.end(here, node);
+            waiter.next.set(here.next());
+            return;
         }
         // The one behind goes past as if the caller were dead, and frees the node.
-        waiter.number.set(0);
+        waiter.next.set(Place::NONE);
         let marked = cas64(&node.owner, waiter.me.word(), here.gone(), Ordering::SeqCst);
         // SeqCst: see `advance`.
         if marked.is_ok() && load64(&node.version, Ordering::SeqCst) == here.lasting() | ASLEEP {
             wake(&node.wake, 1);
         }
-        Ok(())
     }
 
     /// Whether somebody alive holds the lock or waits for it.
@@ -413,38 +415,37 @@ enum End {
     Corrupt(u64),
 }
 
-impl McsHold<'_> {
+impl McsHold<'_, '_> {
     /// Lets go of a dead holder's lock: leaves the queue from behind it.
     fn leave(&self) -> Result<(), LockError> {
         let waiter = self.waiter;
-        waiter.held.set(false);
-        let node = waiter.nodes.node(self.here)?;
+        let node = waiter.node.get();
         let dead = Place::from_word(load64(&node.pred, Ordering::Relaxed));
         let at = load64(&node.lock, Ordering::Relaxed);
         let lock = McsLock::new(waiter.nodes, at).map_err(|_| LockError::Corrupt {
             what: "the lock of a queue node",
             word: at,
         })?;
-        Ok(lock.leave(waiter, self.here, dead)?)
+        lock.leave(waiter, self.here, dead);
+        Ok(())
     }
 }
 
-impl Hold for McsHold<'_> {
+impl Hold for McsHold<'_, '_> {
     #[inline(always)]
     fn release(&self, me: InstanceId) -> Result<(), LockError> {
         let waiter = self.waiter;
-        waiter.held.set(false);
-        if waiter.nodes.end(self.here, waiter.nodes.node(self.here)?) {
+        if waiter.nodes.end(self.here, waiter.node.get()) {
+            waiter.next.set(self.here.next());
             return Ok(());
         }
         // The node is another's by now, or will be.
-        waiter.number.set(0);
         Err(LockError::Lost(me))
     }
 
     fn adopt(&self, me: InstanceId, previous: InstanceId) -> Result<(), LockError> {
         let nodes = &self.waiter.nodes;
-        let node = nodes.node(self.here)?;
+        let node = self.waiter.node.get();
         let dead = Place::from_word(load64(&node.pred, Ordering::Relaxed));
         let dead_node = nodes.node(dead)?;
         // This is the moment of the repair: if the caller dies after it, whoever is behind finds

@@ -55,6 +55,11 @@ impl Place {
         self.0 & VERSION_MASK
     }
 
+    /// The place that its node takes next.
+    pub(super) const fn next(self) -> Self {
+        Self((self.0 & !VERSION_MASK) | (self.0.wrapping_add(1) & VERSION_MASK))
+    }
+
     /// The version word of its node for as long as the place lasts, but for [`ASLEEP`].
     pub(super) const fn lasting(self) -> u64 {
         self.version() << 1
@@ -62,7 +67,7 @@ impl Place {
 
     /// The version word of its node once the place is over.
     pub(super) const fn over(self) -> u64 {
-        ((self.version() + 1) & VERSION_MASK) << 1
+        self.next().lasting()
     }
 
     /// The owner word of a node whose owner gave this place up.
@@ -163,12 +168,12 @@ impl<'m> McsNodes<'m> {
         if me.word() & GONE != 0 {
             return Err(LockError::NoInstance(me));
         }
-        let number = self.claim(me, judge)?;
+        let (node, next) = self.claim(me, judge)?;
         Ok(McsWaiter {
             nodes: self,
             me,
-            number: Cell::new(number),
-            held: Cell::new(false),
+            node: Cell::new(node),
+            next: Cell::new(next),
         })
     }
 
@@ -178,7 +183,11 @@ impl<'m> McsNodes<'m> {
         self.nodes.iter().filter(owner).count()
     }
 
-    fn claim<J: Liveness>(&self, me: InstanceId, judge: &J) -> Result<u16, LockError> {
+    fn claim<J: Liveness>(
+        &self,
+        me: InstanceId,
+        judge: &J,
+    ) -> Result<(&'m McsNodeWords, Place), LockError> {
         let count = self.nodes.len();
         let numbers = || (0..count).map(|n| (n + me.id() as usize) % count);
         for n in numbers() {
@@ -187,7 +196,8 @@ impl<'m> McsNodes<'m> {
             if load64(&node.owner, Ordering::Relaxed) == 0
                 && cas64(&node.owner, 0, me.word(), Ordering::Acquire).is_ok()
             {
-                return Ok(n as u16 + 1);
+                let version = load64(&node.version, Ordering::Relaxed);
+                return Ok((node, self.place(n as u16 + 1, version)));
             }
         }
         for n in numbers() {
@@ -209,7 +219,7 @@ impl<'m> McsNodes<'m> {
             // new owner's. Fails if that has happened already.
             let place = self.place(n as u16 + 1, version);
             let _ = cas64(&node.version, version, place.over(), Ordering::AcqRel);
-            return Ok(n as u16 + 1);
+            return Ok((node, place.next()));
         }
         Err(LockError::NoNode {
             instance: me,
@@ -379,10 +389,10 @@ fn is_alive<J: Liveness>(owner: u64, judge: &J) -> bool {
 pub struct McsWaiter<'m> {
     pub(super) nodes: McsNodes<'m>,
     pub(super) me: InstanceId,
-    /// The node's number; 0 after a place in a queue was given up together with its node.
-    pub(super) number: Cell<u16>,
-    /// Whether a guard uses the node.
-    pub(super) held: Cell<bool>,
+    pub(super) node: Cell<&'m McsNodeWords>,
+    /// The place that the node takes next. None while a guard uses the node, and after a place
+    /// was given up together with it.
+    pub(super) next: Cell<Place>,
 }
 
 impl McsWaiter<'_> {
@@ -391,42 +401,24 @@ impl McsWaiter<'_> {
         self.me
     }
 
-    /// The place that the node takes next.
-    #[inline]
-    pub(super) fn next_place(&self) -> Result<Place, NoPlace> {
-        let number = self.number.get();
-        let node = self.nodes.node(self.nodes.place(number, 0))?;
-        let version = load64(&node.version, Ordering::Relaxed);
-        Ok(self.nodes.place(number, version))
-    }
-
-    /// Whether there is a node at hand.
-    #[inline]
-    pub(super) fn is_ready(&self) -> bool {
-        self.number.get() != 0 && !self.held.get()
-    }
-
     /// Claims another node, in place of one that was given up, or whose guard was forgotten: that
     /// guard's lock is held as long as the instance lives.
     #[cold]
     #[inline(never)]
     pub(super) fn renew<J: Liveness>(&self, judge: &J) -> Result<(), LockError> {
-        self.number.set(0);
-        self.held.set(false);
-        self.number.set(self.nodes.claim(self.me, judge)?);
+        let (node, next) = self.nodes.claim(self.me, judge)?;
+        self.node.set(node);
+        self.next.set(next);
         Ok(())
     }
 }
 
 impl Drop for McsWaiter<'_> {
     fn drop(&mut self) {
-        let number = self.number.get();
-        if number == 0 || self.held.get() {
-            return;
-        }
-        if let Ok(node) = self.nodes.node(self.nodes.place(number, 0)) {
+        if !self.next.get().is_none() {
             // Release: pairs with the Acquire of the next claim.
-            let _ = cas64(&node.owner, self.me.word(), 0, Ordering::AcqRel);
+            let owner = &self.node.get().owner;
+            let _ = cas64(owner, self.me.word(), 0, Ordering::AcqRel);
         }
     }
 }
