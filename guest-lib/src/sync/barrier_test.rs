@@ -1,8 +1,11 @@
 use super::super::test_world::{A, B, C, D, Dead, Random, all_but};
 use super::*;
 use crate::mem::crash::{Ended, count, dies_after};
+use crate::mem::store64;
+use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
+use std::time::Instant;
 
 type Words = BarrierWords<3>;
 
