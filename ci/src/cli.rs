@@ -53,7 +53,8 @@ enum Command {
     Mutants(ProverArgs),
     /// Check the library's algorithms with loom and shuttle
     Models(ProverArgs),
-    /// Measure the library against its peers: locks, alloc, structures
+    /// Measure the library against its peers (locks, alloc, structures), or how fast a pod
+    /// notices failures (detect, hang, failover, false-kills)
     Bench(ProverArgs),
     /// Fence nodes that store as fast as they can, and look for stores that come later
     Fence(ProverArgs),

@@ -1,4 +1,5 @@
 //! `cargo xtask crash|mutants|models|bench|fence`: the programs that prove and measure.
+//! `bench` is two: one for the library, one for the pod.
 //!
 //! They are programs of their own, since most link the library in builds of their own: with its
 //! accesses counted, or sent to a model checker, or as it is in products. Here they are built,
@@ -16,6 +17,7 @@ pub(crate) enum Prover {
     Mutants,
     Models,
     Bench,
+    PodBench,
     Fence,
 }
 
@@ -26,6 +28,7 @@ impl Prover {
             Prover::Crash | Prover::Mutants => "lupin-crash",
             Prover::Models => "lupin-models",
             Prover::Bench => "lupin-bench",
+            Prover::PodBench => "lupin-measure",
             Prover::Fence => "lupin-fence",
         }
     }
@@ -35,10 +38,13 @@ impl Prover {
         match self {
             Prover::Crash => Some("crash"),
             Prover::Mutants => Some("mutants"),
-            Prover::Models | Prover::Bench | Prover::Fence => None,
+            Prover::Models | Prover::Bench | Prover::PodBench | Prover::Fence => None,
         }
     }
 }
+
+/// Suites of `bench` that measure the pod and not the library.
+const POD_SUITES: [&str; 4] = ["detect", "hang", "failover", "false-kills"];
 
 /// Arguments for the program; `--help` among them is answered by it.
 #[derive(Debug, clap::Args)]
@@ -51,8 +57,8 @@ pub(crate) struct ProverArgs {
 
 /// Builds a program and returns the command that runs it.
 pub(crate) fn command(prover: Prover) -> Result<Command, RunError> {
-    if prover == Prover::Fence {
-        // It fences what the products run.
+    if matches!(prover, Prover::Fence | Prover::PodBench) {
+        // They run the products.
         products::build(Profile::Release)?;
     }
     let package = prover.package();
@@ -65,6 +71,13 @@ pub(crate) fn command(prover: Prover) -> Result<Command, RunError> {
 
 /// Builds and runs a program; its exit status is ours.
 pub(crate) fn run(prover: Prover, args: &ProverArgs) -> Result<u8, RunError> {
+    let suite = args.args.iter().find(|word| !word.starts_with('-'));
+    let prover = match suite {
+        Some(suite) if prover == Prover::Bench && POD_SUITES.contains(&suite.as_str()) => {
+            Prover::PodBench
+        }
+        _ => prover,
+    };
     let status = host::run(command(prover)?.args(&args.args))?;
     // Without a code it was killed by a signal, which is no verdict.
     Ok(status

@@ -1,0 +1,110 @@
+//! Measures how fast a pod of namespace nodes notices failures: `cargo xtask bench detect`,
+//! `hang`, `failover` and `false-kills`.
+//!
+//! Everything is the product: the manager, the agents, and an application in one node that is
+//! told by the library. Times are of one clock, which all namespaces of a host share. What is
+//! measured is what an application sees, from the signal that ends a node to the line that the
+//! application writes.
+
+mod rig;
+mod suites;
+mod watcher;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use lupin_report::Report;
+
+/// Measure how fast a pod of namespace nodes notices failures.
+///
+/// Needs root. A missed bar of speed is shown and exits with 0; a false kill, or a failure that
+/// nobody noticed, exits with 1; 3 means that the measurement could not be made.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
+struct Cli {
+    #[command(subcommand)]
+    suite: Suite,
+}
+
+#[derive(Debug, Subcommand)]
+enum Suite {
+    /// From the SIGKILL of a node to an application in another node
+    Detect(Rounds),
+    /// From the moment that a node stops running to an application in another node
+    Hang(Rounds),
+    /// The same as detect, with the manager killed at the same moment
+    Failover(Rounds),
+    /// Sixteen nodes that are busy, on few processors: none may be taken for hung, but those that are
+    FalseKills(suites::FalseKills),
+    /// The application that learns of failures. Started by the others inside a node
+    #[command(hide = true)]
+    Watch {
+        /// Where it writes.
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Rounds {
+    /// How many failures
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Write the rows to a file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Where the products are [default: beside this program]
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+}
+
+impl Common {
+    fn binaries(&self) -> PathBuf {
+        let beside = || {
+            let this = std::env::current_exe().unwrap_or_default();
+            this.parent().map(PathBuf::from).unwrap_or_default()
+        };
+        self.bin_dir.clone().unwrap_or_else(beside)
+    }
+}
+
+fn main() -> ExitCode {
+    let (report, json) = match Cli::parse().suite {
+        Suite::Watch { file } => {
+            return match watcher::watch(&file) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("watcher: {error}");
+                    ExitCode::FAILURE
+                }
+            };
+        }
+        Suite::Detect(args) => (
+            suites::detect(&args.common.binaries(), args.rounds),
+            args.common.json,
+        ),
+        Suite::Hang(args) => (
+            suites::hang(&args.common.binaries(), args.rounds),
+            args.common.json,
+        ),
+        Suite::Failover(args) => (
+            suites::failover(&args.common.binaries(), args.rounds),
+            args.common.json,
+        ),
+        Suite::FalseKills(args) => (args.run(), args.common.json.clone()),
+    };
+    let finish = |report: Report| report.finish(json.as_deref());
+    report.map_or_else(
+        |error| {
+            eprintln!("error: {error}");
+            ExitCode::from(3)
+        },
+        finish,
+    )
+}

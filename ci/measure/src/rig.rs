@@ -1,0 +1,269 @@
+//! A pod of namespace nodes to be measured.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use lupin_abi::fabric::NodeState;
+use lupin_fabric::agent_link::ExecSpec;
+use lupin_fabric::api::{Client, ClientError, NodeStatus, PodStatus};
+use lupin_fabric::runtime::RuntimeFolder;
+use lupin_fabric::sys::process::Process;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Between two failures: a node may be restarted 600 times a minute, and not more often.
+pub const PAUSE: Duration = Duration::from_millis(120);
+/// How long anything may take that is not measured.
+const PATIENCE: Duration = Duration::from_secs(60);
+const NAME: &str = "measured";
+
+/// Why a measurement could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RigError {
+    /// The manager's client failed.
+    #[error("the manager: {0}")]
+    Client(#[from] ClientError),
+    /// A system call failed.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was attempted.
+        action: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Something did not happen.
+    #[error("{what} did not happen within {} s; the manager's log says:\n{log}", PATIENCE.as_secs())]
+    Late {
+        /// What.
+        what: String,
+        /// The end of the log.
+        log: String,
+    },
+}
+
+fn system(action: impl Into<String>) -> impl FnOnce(io::Error) -> RigError {
+    move |source| RigError::System {
+        action: action.into(),
+        source,
+    }
+}
+
+/// A generation that an application learnt of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Learnt {
+    /// Whose.
+    pub node: u32,
+    /// The new generation.
+    pub generation: u32,
+    /// When, by the clock of [`now_ns`](crate::watcher::now_ns).
+    pub at_ns: u64,
+}
+
+/// A pod of namespace nodes in a folder of its own; ended when dropped.
+pub struct Rig {
+    folder: tempfile::TempDir,
+    manager: Option<Child>,
+    watched: usize,
+    learnt: VecDeque<Learnt>,
+}
+
+impl Rig {
+    /// Starts a pod of so many nodes; `more` is added to the pod file.
+    pub fn start(binaries: &Path, nodes: u32, more: &str) -> Result<Self, RigError> {
+        let folder = tempfile::tempdir().map_err(system("make a folder"))?;
+        let mut text = format!(
+            "name = \"{NAME}\"\n[memory]\npath = \"pod\"\npool = \"2M\"\nnode_capacity = {}\n\
+             {more}\n[defaults]\nbackend = \"namespace\"\nmax_restarts_per_minute = 600\n",
+            nodes.max(4)
+        );
+        for id in 1..=nodes {
+            text += &format!("[[node]]\nid = {id}\nname = \"n{id}\"\n");
+        }
+        let file = folder.path().join("pod.toml");
+        std::fs::write(&file, text).map_err(system("write the pod file"))?;
+        let manager = Command::new(binaries.join("lupin-fabricd"))
+            .arg("--pod-file")
+            .arg(&file)
+            .arg("--runtime-dir")
+            .arg(folder.path().join("run"))
+            .arg("--log-file")
+            .arg(folder.path().join("log"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(system("start lupin-fabricd"))?;
+        let mut rig = Self {
+            folder,
+            manager: Some(manager),
+            watched: 0,
+            learnt: VecDeque::new(),
+        };
+        rig.until("the start of the pod", |rig| {
+            if let Some(manager) = &mut rig.manager
+                && let Ok(Some(status)) = manager.try_wait()
+            {
+                let error = io::Error::other(format!("lupin-fabricd ended ({status})"));
+                return Err(system("run the pod")(error));
+            }
+            let Ok(status) = rig.status() else {
+                return Ok(None);
+            };
+            let joined = |node: &NodeStatus| node.state == NodeState::Joined;
+            Ok(status.nodes.iter().all(joined).then_some(()))
+        })?;
+        Ok(rig)
+    }
+
+    /// The pod's folder; nodes see it under the same name.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The pod's runtime folder.
+    pub fn runtime(&self) -> PathBuf {
+        self.folder.path().join("run").join(NAME)
+    }
+
+    /// A snapshot of the pod.
+    pub fn status(&self) -> Result<PodStatus, RigError> {
+        Ok(Client::connect(&self.runtime())?.status()?)
+    }
+
+    /// A snapshot of a node.
+    pub fn node(&self, id: u32) -> Result<NodeStatus, RigError> {
+        let found = self
+            .status()?
+            .nodes
+            .into_iter()
+            .find(|node| node.id == id)
+            .ok_or_else(|| io::Error::other(format!("there is no node {id}")));
+        found.map_err(system("find a node"))
+    }
+
+    /// Waits until `happens` gives something.
+    pub fn until<T>(
+        &mut self,
+        what: &str,
+        mut happens: impl FnMut(&mut Self) -> Result<Option<T>, RigError>,
+    ) -> Result<T, RigError> {
+        let begin = Instant::now();
+        loop {
+            if let Some(value) = happens(self)? {
+                return Ok(value);
+            }
+            if begin.elapsed() > PATIENCE {
+                let log = std::fs::read_to_string(self.path().join("log")).unwrap_or_default();
+                let lines: Vec<&str> = log.lines().rev().take(20).collect();
+                return Err(RigError::Late {
+                    what: what.into(),
+                    log: lines.into_iter().rev().collect::<Vec<_>>().join("\n"),
+                });
+            }
+            std::thread::sleep(Duration::from_micros(500));
+        }
+    }
+
+    /// Waits until a node has joined with at least this generation.
+    pub fn wait_joined(&mut self, node: u32, generation: u32) -> Result<NodeStatus, RigError> {
+        self.until(&format!("the return of node {node}"), |rig| {
+            // A manager may be changing hands.
+            let Ok(status) = rig.node(node) else {
+                return Ok(None);
+            };
+            let is_back = status.state == NodeState::Joined && status.generation >= generation;
+            Ok(is_back.then_some(status))
+        })
+    }
+
+    /// Starts a program in a node that outlives its manager's link.
+    pub fn run_in(&self, node: &str, argv: &[&str]) -> Result<(), RigError> {
+        let script = "setsid \"$@\" </dev/null >/dev/null 2>&1 &";
+        let mut words = vec!["sh", "-c", script, "sh"];
+        words.extend(argv);
+        let spec = ExecSpec {
+            argv: words.into_iter().map(String::from).collect(),
+            ..ExecSpec::default()
+        };
+        Client::connect(&self.runtime())?
+            .exec(node, spec)?
+            .collect()?;
+        Ok(())
+    }
+
+    fn watch_file(&self) -> PathBuf {
+        self.path().join("learnt")
+    }
+
+    /// Starts the watching application in node 1, and waits until it misses nothing.
+    pub fn start_watcher(&mut self) -> Result<(), RigError> {
+        let this = std::env::current_exe().map_err(system("find this program"))?;
+        let file = self.watch_file();
+        let (this, file) = (this.to_string_lossy(), file.to_string_lossy());
+        self.run_in("n1", &[&this, "watch", &file])?;
+        self.until("the start of the watcher", |rig| {
+            let text = std::fs::read_to_string(rig.watch_file()).unwrap_or_default();
+            Ok(text.starts_with("ready").then_some(()))
+        })?;
+        self.watched = "ready\n".len();
+        Ok(())
+    }
+
+    /// Waits until the watcher learns of a raised generation of `node`.
+    pub fn learnt(&mut self, node: u32, generation: u32) -> Result<Learnt, RigError> {
+        self.until(&format!("the news of node {node}"), |rig| {
+            let text = std::fs::read_to_string(rig.watch_file())
+                .map_err(system("read what the watcher wrote"))?;
+            let new = text.get(rig.watched..).unwrap_or_default();
+            for line in new.split_inclusive('\n').filter(|l| l.ends_with('\n')) {
+                rig.watched += line.len();
+                let mut numbers = line.split_whitespace().map(str::parse::<u64>);
+                if let (Some(Ok(node)), Some(Ok(generation)), Some(Ok(at_ns))) =
+                    (numbers.next(), numbers.next(), numbers.next())
+                {
+                    rig.learnt.push_back(Learnt {
+                        node: node as u32,
+                        generation: generation as u32,
+                        at_ns,
+                    });
+                }
+            }
+            while let Some(learnt) = rig.learnt.pop_front() {
+                if learnt.node == node && learnt.generation == generation {
+                    return Ok(Some(learnt));
+                }
+            }
+            Ok(None)
+        })
+    }
+}
+
+/// Sends a signal to a process of the pod.
+pub fn signal(pid: u32, signal: Signal) -> Result<(), RigError> {
+    kill(Pid::from_raw(pid.cast_signed()), signal)
+        .map_err(|e| system(format!("send {signal} to process {pid}"))(e.into()))
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // In order if possible: it is the way that leaves nothing behind.
+        let down = Client::connect(&self.runtime()).and_then(|mut client| {
+            client.down(Duration::from_millis(200))?;
+            client.wait_end(PATIENCE)
+        });
+        if down.is_err()
+            && let Some(name) = RuntimeFolder::last_manager(&self.runtime())
+            && let Ok(Some(manager)) = Process::find(name)
+        {
+            let _ = std::fs::remove_file(self.runtime().join("manager.json"));
+            let _ = manager.kill();
+        }
+        if let Some(mut child) = self.manager.take() {
+            // It may have been replaced long ago, and is reaped now.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
