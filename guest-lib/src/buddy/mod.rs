@@ -38,7 +38,7 @@ use tree::{Tree, Words};
 
 pub use audit::BuddyAudit;
 pub use error::BuddyError;
-pub use pod::{PodAllocator, PodAllocatorSpec};
+pub use pod::{PodAllocator, PodAllocatorSpec, PodChunk, PodOperation};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"LUPINBUD");
 const VERSION: u64 = 1;

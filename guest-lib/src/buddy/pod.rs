@@ -89,6 +89,17 @@ pub enum PodOperation {
     Give = 3,
 }
 
+/// A chunk that is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodChunk {
+    /// Where it begins, in bytes from the start of the memory that is handed out.
+    pub offset: u64,
+    /// How long it is.
+    pub bytes: u64,
+    /// Whose it is: the word of an instance, or another number.
+    pub owner: u64,
+}
+
 /// The kernel-level allocator: hands out large chunks of a memory to node instances.
 ///
 /// Offsets are in bytes from the start of the memory that is handed out; that memory itself is
@@ -208,9 +219,9 @@ impl<'m> PodAllocator<'m> {
     ///
     /// # Errors
     /// [`BuddyError::NoRoom`], [`BuddyError::Nothing`] for 0 bytes, [`BuddyError::NotANode`],
-    /// [`BuddyError::Corrupt`], [`BuddyError::Log`], and [`BuddyError::Lock`]: a deadlock there
-    /// means that an earlier process of the same instance died, which [`recover`](Self::recover)
-    /// settles.
+    /// [`BuddyError::Corrupt`], [`BuddyError::Log`] and [`BuddyError::Lock`]. A deadlock, or an
+    /// unsettled record of `me`, means that an earlier process of the same instance died, which
+    /// [`recover`](Self::recover) settles.
     pub fn alloc(
         &self,
         me: InstanceId,
@@ -341,12 +352,20 @@ impl<'m> PodAllocator<'m> {
         Ok(self.log_of(InstanceId::of_node(node, 1))?.last()?)
     }
 
-    /// The chunks of an owner: their offsets and sizes in bytes. Exact for an owner that does not
-    /// allocate or free meanwhile, such as a dead one.
-    pub fn chunks_of(&self, owner: u64) -> impl Iterator<Item = (u64, u64)> + 'm {
+    /// All chunks in use, in the order of their offsets. Those of an owner are exact if it does
+    /// not allocate or free meanwhile, as a dead one does not.
+    pub fn chunks(&self) -> impl Iterator<Item = PodChunk> + 'm {
         let unit = self.spec.chunks.unit;
-        let place = move |chunk: Chunk| (u64::from(chunk.first) * unit, chunk.units() * unit);
-        self.buddy.chunks_of(owner).map(place)
+        self.buddy.chunks().map(move |chunk: Chunk| PodChunk {
+            offset: u64::from(chunk.first) * unit,
+            bytes: chunk.units() * unit,
+            owner: chunk.owner,
+        })
+    }
+
+    /// The chunks of one owner, as [`chunks`](Self::chunks).
+    pub fn chunks_of(&self, owner: u64) -> impl Iterator<Item = PodChunk> + 'm {
+        self.chunks().filter(move |chunk| chunk.owner == owner)
     }
 
     /// Audits the allocator under its lock.

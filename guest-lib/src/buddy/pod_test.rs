@@ -1,6 +1,10 @@
 use super::*;
+use crate::lock::LockError;
+use crate::log::LogError;
 use crate::mem::crash::{Ended, count, dies_after};
 use crate::shm::Access;
+use crate::test_random::Random;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 const A: InstanceId = InstanceId::new(1, 1);
 const B: InstanceId = InstanceId::new(2, 1);
@@ -128,14 +132,14 @@ impl Case {
 
     /// Whether it happened, by what is there: it did or did not, and nothing else changed.
     fn happened(&self, pod: &PodAllocator<'_>, chunks: &[u64]) -> bool {
-        let mine: Vec<u64> = pod.chunks_of(A.word()).map(|(at, _)| at).collect();
-        let new: Vec<(u64, u64)> = pod.chunks_of(77).collect();
+        let mine: Vec<u64> = pod.chunks_of(A.word()).map(|c| c.offset).collect();
+        let new: Vec<u64> = pod.chunks_of(77).map(|c| c.bytes).collect();
         match self.operation {
             Operation::Alloc(units) => {
                 assert_eq!(mine, chunks);
                 assert!(
                     new.iter()
-                        .all(|(_, len)| *len == units.next_power_of_two() * UNIT)
+                        .all(|bytes| *bytes == units.next_power_of_two() * UNIT)
                 );
                 assert!(new.len() <= 1);
                 !new.is_empty()
@@ -242,4 +246,281 @@ fn the_survivor_may_die_at_any_store_too() {
             }
         }
     }
+}
+
+#[test]
+fn a_node_that_starts_again_finishes_its_own_past() {
+    let case = &CASES[1];
+    let next_life = InstanceId::new(1, 2);
+    for at in 0..40 {
+        // As a new instance: its old one is dead.
+        let memory = memory(&spec(case.units));
+        let (pod, chunks) = case.prepare(&memory);
+        let _ = dies_after(at, || case.run(&pod, &chunks).is_ok());
+        let judge = all_but(&[A]);
+        let first = pod.alloc(next_life, &judge, UNIT).unwrap();
+        assert!(pod.chunks_of(77).all(|chunk| chunk.offset != first));
+        case.happened(&pod, &chunks);
+        let last = pod.last(A.node().unwrap()).unwrap();
+        assert_eq!((last.owner, last.happened), (next_life, true));
+        pod.free(next_life, &judge, first).unwrap();
+        case.go_on(&pod, next_life, &judge);
+
+        // As the same instance, whom everybody takes for alive.
+        let memory = super::pod_test::memory(&spec(case.units));
+        let (pod, chunks) = case.prepare(&memory);
+        let ended = dies_after(at, || case.run(&pod, &chunks).is_ok());
+        let judge = all_but(&[]);
+        let held = pod.lock_state(&judge).unwrap() == LockState::Held(A);
+        assert!(!held || ended == Ended::Died);
+        if held {
+            let error = pod.alloc(A, &judge, UNIT).unwrap_err();
+            assert!(matches!(
+                error,
+                BuddyError::Lock(LockError::Deadlock(A))
+                    | BuddyError::Log(LogError::Unsettled { owner: A, .. })
+            ));
+        }
+        let outcome = pod.recover(A, &judge).unwrap();
+        assert_eq!(outcome.is_some(), held);
+        case.happened(&pod, &chunks);
+        case.go_on(&pod, A, &judge);
+    }
+}
+
+#[test]
+fn a_dead_owner_in_the_lock_is_settled_by_whoever_comes_next() {
+    for case in CASES {
+        for at in 0..60 {
+            let memory = memory(&spec(case.units));
+            let (pod, chunks) = case.prepare(&memory);
+            // C dies in an operation of its own; A, who knows, goes on with the case.
+            let world = all_but(&[]);
+            let _ = dies_after(at, || pod.alloc_for(C, &world, UNIT, 88, 6).is_ok());
+            let judge = all_but(&[C]);
+            pod.audit(A, &judge).unwrap();
+            let happened = pod.chunks_of(88).count() == 1;
+            let last = pod.last(C.node().unwrap()).unwrap();
+            assert_eq!(
+                last.tag == 6 && last.happened,
+                happened,
+                "{} {at}",
+                case.name
+            );
+            // Full because of C's chunk, perhaps.
+            let _ = case.run(&pod, &chunks);
+            case.happened(&pod, &chunks);
+            for chunk in pod.chunks_of(88) {
+                pod.free_of(A, &judge, chunk.offset, 88, 0).unwrap();
+            }
+            case.go_on(&pod, B, &judge);
+        }
+    }
+}
+
+#[test]
+fn creation_is_taken_over_from_whoever_dies_in_it() {
+    let shape = spec(70);
+    let (_, stores) = count(|| {
+        let memory = memory(&shape);
+        PodAllocator::create(&memory, AT, &shape, A, &all_but(&[])).map(drop)
+    });
+    for at in (0..=stores)
+        .step_by(7)
+        .chain([1, 2, stores - 2, stores - 1, stores])
+    {
+        for second in (0..=stores).step_by(13) {
+            let memory = memory(&shape);
+            let _ = dies_after(at, || {
+                PodAllocator::create(&memory, AT, &shape, A, &all_but(&[])).map(drop)
+            });
+            let judge = all_but(&[A]);
+            if at < stores {
+                let open = PodAllocator::open(&memory, AT, &judge, Duration::ZERO);
+                assert!(
+                    matches!(open, Err(BuddyError::Unfinished(_))),
+                    "{at} {open:?}"
+                );
+            }
+            let _ = dies_after(second, || {
+                PodAllocator::create(&memory, AT, &shape, B, &judge).map(drop)
+            });
+            let judge = all_but(&[A, B]);
+            let pod = PodAllocator::create(&memory, AT, &shape, C, &judge).unwrap();
+            assert_eq!(pod.audit(C, &judge).unwrap().free, 70);
+            let opened = PodAllocator::open(&memory, AT, &judge, Duration::ZERO).unwrap();
+            assert_eq!(opened.spec(), shape);
+            pod.alloc(C, &judge, UNIT).unwrap();
+            assert_eq!(opened.audit(C, &judge).unwrap().free, 69);
+        }
+    }
+}
+
+#[test]
+fn a_living_creator_is_waited_for_but_not_for_ever() {
+    let shape = spec(70);
+    let memory = memory(&shape);
+    let everybody = all_but(&[]);
+    let _ = dies_after(20, || {
+        PodAllocator::create(&memory, AT, &shape, A, &everybody).map(drop)
+    });
+    let patience = Duration::from_millis(20);
+    let error = PodAllocator::open(&memory, AT, &everybody, patience).unwrap_err();
+    assert!(matches!(error, BuddyError::BeingCreated(A)));
+    let error = PodAllocator::create(&memory, AT, &shape, B, &everybody).unwrap_err();
+    assert!(matches!(error, BuddyError::BeingCreated(A)));
+    std::thread::scope(|scope| {
+        let open = scope.spawn(|| {
+            let patience = Duration::from_secs(20);
+            PodAllocator::open(&memory, AT, &all_but(&[]), patience).map(|pod| pod.spec())
+        });
+        std::thread::sleep(patience);
+        // The creator is started again, as the same instance.
+        PodAllocator::create(&memory, AT, &shape, A, &everybody).unwrap();
+        assert_eq!(open.join().unwrap().unwrap(), shape);
+    });
+}
+
+#[test]
+fn who_has_no_log_and_what_is_no_offset_is_named() {
+    let memory = memory(&spec(70));
+    let pod = create(&memory, 70);
+    let judge = all_but(&[]);
+    for stranger in [
+        InstanceId::NONE,
+        InstanceId::new(4, 1),
+        InstanceId::new(1, 0),
+    ] {
+        let error = pod.alloc(stranger, &judge, 1).unwrap_err();
+        assert!(
+            matches!(error, BuddyError::NotANode { instance, nodes: 3 } if instance == stranger)
+        );
+    }
+    for offset in [1, UNIT - 1, UNIT * 70, UNIT << 32, u64::MAX] {
+        let error = pod.free(A, &judge, offset).unwrap_err();
+        assert!(matches!(error, BuddyError::NotAChunk { .. }), "{error}");
+    }
+    assert!(matches!(pod.alloc(A, &judge, 0), Err(BuddyError::Nothing)));
+    for bytes in [UNIT * 71, UNIT << 32, u64::MAX] {
+        assert!(matches!(
+            pod.alloc(A, &judge, bytes),
+            Err(BuddyError::NoRoom { .. })
+        ));
+    }
+    let at = pod.alloc(A, &judge, 1).unwrap();
+    let error = pod.free(B, &judge, at).unwrap_err();
+    assert!(matches!(error, BuddyError::Foreign { owner, .. } if owner == A.word()));
+    pod.give(B, &judge, at, A.word(), B.word(), 0).unwrap();
+    pod.free(B, &judge, at).unwrap();
+    assert!(matches!(
+        pod.free(B, &judge, at),
+        Err(BuddyError::DoubleFree { .. })
+    ));
+    for nodes in [0, 1025] {
+        let wrong = PodAllocatorSpec { nodes, ..spec(70) };
+        let error = PodAllocator::create(&memory, AT, &wrong, A, &judge).unwrap_err();
+        assert!(matches!(error, BuddyError::Spec { .. }));
+    }
+    for (units, unit) in [(0, 4096), (1, 0), (1, 3), (1, 1 << 32)] {
+        let chunks = BuddySpec { units, unit };
+        let wrong = PodAllocatorSpec { nodes: 3, chunks };
+        let error = PodAllocator::create(&memory, AT, &wrong, A, &judge).unwrap_err();
+        assert!(matches!(error, BuddyError::Spec { .. }));
+    }
+    let error = PodAllocator::create(&memory, AT, &spec(71), A, &judge).unwrap_err();
+    assert!(matches!(error, BuddyError::NotThis { .. }));
+    let error = PodAllocator::create(&memory, AT, &spec(1 << 20), A, &judge).unwrap_err();
+    assert!(matches!(error, BuddyError::Memory(_)));
+}
+
+/// Frees what former lives of a node own.
+fn clear_up(
+    pod: &PodAllocator<'_>,
+    me: InstanceId,
+    judge: &impl Liveness,
+    mark: &impl Fn(u64, u64, Option<u64>, u64),
+) {
+    for chunk in pod.chunks().collect::<Vec<_>>() {
+        let owner = InstanceId::from_word(chunk.owner);
+        if owner.id() == me.id() && owner != me {
+            mark(chunk.offset, chunk.bytes, None, 0);
+            pod.free_of(me, judge, chunk.offset, chunk.owner, 0)
+                .unwrap();
+        }
+    }
+}
+
+#[test]
+fn nodes_that_die_all_the_time_lose_and_share_no_unit() {
+    const UNITS: u32 = 300;
+    let memory = memory(&spec(UNITS));
+    let pod = create(&memory, UNITS);
+    let generations: [AtomicU32; 4] = core::array::from_fn(|_| AtomicU32::new(1));
+    let judge = |node: InstanceId| {
+        let generation = generations.get(node.id() as usize);
+        generation.is_some_and(|now| now.load(Ordering::SeqCst) == node.generation())
+    };
+    // Who uses a unit, apart from all that is tested.
+    let users: Vec<AtomicU64> = (0..UNITS).map(|_| AtomicU64::new(0)).collect();
+    let mark = |at: u64, len: u64, from: Option<u64>, to: u64| {
+        for unit in at / UNIT..(at + len) / UNIT {
+            let user = users[unit as usize].swap(to, Ordering::SeqCst);
+            assert!(
+                from.is_none_or(|from| from == user),
+                "unit {unit}: {user:#x}"
+            );
+        }
+    };
+    let deaths = AtomicU32::new(0);
+    let live = |id: u32| {
+        let mut random = Random(id.into());
+        for generation in 1..=150 {
+            let me = InstanceId::new(id, generation);
+            let _ = dies_after(random.below(1500), || {
+                // What the life before left, whatever it was.
+                pod.recover(me, &judge).unwrap();
+                clear_up(&pod, me, &judge, &mark);
+                let mut mine = Vec::new();
+                for _ in 0..60 {
+                    if random.below(5) < 3 {
+                        let units = 1 + random.below(20);
+                        match pod.alloc(me, &judge, units * UNIT) {
+                            Ok(at) => {
+                                let len = units.next_power_of_two() * UNIT;
+                                mark(at, len, Some(0), me.word());
+                                mine.push((at, len));
+                            }
+                            Err(BuddyError::NoRoom { .. }) => {}
+                            Err(error) => panic!("{error}"),
+                        }
+                    } else if let Some((at, len)) = mine.pop() {
+                        mark(at, len, Some(me.word()), 0);
+                        pod.free(me, &judge, at).unwrap();
+                    }
+                }
+                for (at, len) in mine.drain(..) {
+                    mark(at, len, Some(me.word()), 0);
+                    pod.free(me, &judge, at).unwrap();
+                }
+            });
+            // The verdict, and only then the next life.
+            deaths.fetch_add(1, Ordering::Relaxed);
+            generations[id as usize].store(generation + 1, Ordering::SeqCst);
+        }
+    };
+    std::thread::scope(|scope| {
+        for id in 1..=3 {
+            scope.spawn(move || live(id));
+        }
+    });
+    assert_eq!(deaths.load(Ordering::Relaxed), 450);
+    let me = InstanceId::new(1, 151);
+    pod.recover(me, &judge).unwrap();
+    let audit = pod.audit(me, &judge).unwrap();
+    assert_eq!(audit.free + audit.live, UNITS.into());
+    for id in 1..=3 {
+        clear_up(&pod, InstanceId::new(id, 151), &judge, &mark);
+    }
+    assert_eq!(pod.audit(me, &judge).unwrap().free, UNITS.into());
+    assert!(users.iter().all(|user| user.load(Ordering::SeqCst) == 0));
 }

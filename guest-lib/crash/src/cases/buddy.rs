@@ -56,8 +56,10 @@ fn alloc_tagged(pod: &PodAllocator<'_>, me: InstanceId, units: u64) -> Result<u6
 
 /// The chunks of an owner: first units and units.
 fn chunks(pod: &PodAllocator<'_>, owner: u64) -> Vec<(u64, u64)> {
-    let units = |(at, len)| (at / UNIT, len / UNIT);
-    pod.chunks_of(owner).map(units).collect()
+    let chunks = pod.chunks_of(owner);
+    chunks
+        .map(|chunk| (chunk.offset / UNIT, chunk.bytes / UNIT))
+        .collect()
 }
 
 fn error(error: BuddyError) -> String {
