@@ -1,7 +1,7 @@
 //! Locks around one shared counter.
 
+use std::error::Error;
 use std::hint::black_box;
-use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use lupin::InstanceId;
 use lupin::abi::system::LockWords;
 use lupin::liveness::ThreadLiveness;
 use lupin::lock::{Acquired, RecoverableLock};
-use lupin::shm::Mapping;
+use lupin::shm::{Mapping, ShmError};
 use lupin_report::{Bar, Report, Row};
 
 use crate::measure::{Effort, Paired, Slice, contend, paired, thread_cpu_time};
@@ -31,8 +31,8 @@ struct Recoverable<'a> {
 }
 
 impl<'a> Recoverable<'a> {
-    fn new(memory: &'a Mapping, at: u64, pod: &'a Pod) -> io::Result<Self> {
-        let words = memory.get::<LockWords>(at).map_err(io::Error::other)?;
+    fn new(memory: &'a Mapping, at: u64, pod: &'a Pod) -> Result<Self, ShmError> {
+        let words = memory.get::<LockWords>(at)?;
         Ok(Self {
             lock: RecoverableLock::new(words),
             judge: pod.judge(),
@@ -157,7 +157,7 @@ impl Bench {
 }
 
 /// All figures of locks.
-pub fn measure(effort: Effort) -> io::Result<Report> {
+pub fn measure(effort: Effort) -> Result<Report, Box<dyn Error>> {
     let pod = Pod::new(1)?;
     let memory = memory("locks", 1 << 20)?;
     let mut bench = Bench {

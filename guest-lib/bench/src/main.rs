@@ -4,12 +4,14 @@
 //! Built together with a crate that asks for the library's crash points, it would measure the
 //! counted accesses of tests; it refuses to.
 
+mod alloc;
 mod locks;
 mod measure;
 mod peers;
 mod pod;
+mod process;
 
-use std::io;
+use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -22,7 +24,7 @@ use crate::measure::Effort;
 ///
 /// A subject and its peer alternate in short slices (subject, peer, peer, subject). A ratio is
 /// the median over such rounds, a time the median over slices; spreads are the quartiles. Threads
-/// are not pinned. A missed bar of speed is shown and is no failure; a result that is wrong is.
+/// are not pinned. Figures of one thread are processor time, of several wall-clock time. A missed bar of speed is shown and is no failure; a result that is wrong is.
 #[derive(Parser)]
 struct Arguments {
     /// What to measure.
@@ -39,6 +41,8 @@ struct Arguments {
 enum Suite {
     /// Locks, alone and contended.
     Locks,
+    /// Allocators, alone and after deaths.
+    Alloc,
 }
 
 fn main() -> ExitCode {
@@ -59,9 +63,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(arguments: &Arguments) -> io::Result<Report> {
+fn measure(arguments: &Arguments) -> Result<Report, Box<dyn Error>> {
     let effort = Effort::new(arguments.quick);
     match arguments.suite {
         Suite::Locks => locks::measure(effort),
+        Suite::Alloc => alloc::measure(effort),
     }
 }

@@ -48,6 +48,16 @@ pub struct Paired {
 }
 
 impl Paired {
+    /// From the ratios of rounds and the times of slices.
+    pub fn of(mut ratios: Vec<f64>, mut firsts: Vec<f64>, mut seconds: Vec<f64>) -> Self {
+        Self {
+            ratio: Spread::of(&mut ratios),
+            first: Spread::of(&mut firsts),
+            second: Spread::of(&mut seconds),
+            rounds: ratios.len(),
+        }
+    }
+
     /// The ratio, held against `bar`, and the two times behind it.
     pub fn rows(&self, report: &mut Report, names: [&str; 2], where_: &str, bar: Option<Bar>) {
         let n = self.rounds as u64;
@@ -88,12 +98,7 @@ pub fn paired(
         firsts.extend([a, d]);
         seconds.extend([b, c]);
     }
-    Paired {
-        ratio: Spread::of(&mut ratios),
-        first: Spread::of(&mut firsts),
-        second: Spread::of(&mut seconds),
-        rounds,
-    }
+    Paired::of(ratios, firsts, seconds)
 }
 
 /// How long a slice lasts.
@@ -108,6 +113,8 @@ pub struct Effort {
     long: (usize, Slice),
     /// How long a holder sleeps while others wait for it.
     pub hold: Duration,
+    /// How many victims are killed.
+    pub deaths: u32,
 }
 
 impl Effort {
@@ -119,11 +126,13 @@ impl Effort {
                 short: (50, millis(1)),
                 long: (8, millis(30)),
                 hold: millis(300),
+                deaths: 100,
             },
             false => Self {
                 short: (400, millis(1)),
                 long: (25, millis(80)),
                 hold: millis(2000),
+                deaths: 1000,
             },
         }
     }
@@ -190,9 +199,11 @@ pub fn contend<N: Copy + Send + Sync>(
     }
 }
 
-/// Runs `work` in a loop on the calling thread; as [`contend`].
+/// Runs `work` in a loop on the calling thread; as [`contend`], but in the thread's processor
+/// time: that is wall-clock time for who never sleeps, less the moments at which the machine ran
+/// somebody else.
 pub fn alone(slice: Slice, mut work: impl FnMut()) -> (f64, u64) {
-    let start = Instant::now();
+    let start = thread_cpu_time();
     // Doubled as long as the look at the clock is a visible part of the time.
     let (mut operations, mut batch) = (0, BATCH);
     loop {
@@ -200,7 +211,7 @@ pub fn alone(slice: Slice, mut work: impl FnMut()) -> (f64, u64) {
             work();
         }
         operations += batch;
-        let elapsed = start.elapsed();
+        let elapsed = thread_cpu_time() - start;
         if elapsed >= slice {
             return (nanos(elapsed) / operations as f64, operations);
         }

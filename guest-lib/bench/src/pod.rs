@@ -8,7 +8,7 @@ use std::os::fd::FromRawFd;
 use lupin::abi::fabric::FabricSection;
 use lupin::abi::instances::InstancesSection;
 use lupin::abi::layout::{FABRIC_SIZE, INSTANCES_SIZE};
-use lupin::liveness::ThreadLiveness;
+use lupin::liveness::{NodeLiveness, ThreadLiveness};
 use lupin::shm::{Access, Mapping};
 use lupin::{Generation, InstanceId, NodeId, ThreadId};
 
@@ -47,8 +47,20 @@ impl Pod {
         ThreadLiveness::new(self.fabric(), self.instances())
     }
 
+    /// The judge of nodes that agents have.
+    pub fn node_judge(&self) -> NodeLiveness<'_> {
+        NodeLiveness::new(self.fabric())
+    }
+
+    /// Declares a node dead, and with it everything that it owned.
+    pub fn raise_node(&self, id: u32) {
+        let generation = self.node(id).generation() + 1;
+        let node = NodeId::new(id).expect("a benchmark asks for nodes of the pod");
+        self.fabric().entry(node).set_generation(generation);
+    }
+
     /// A node's current instance.
-    fn node(&self, id: u32) -> InstanceId {
+    pub fn node(&self, id: u32) -> InstanceId {
         let node = NodeId::new(id).expect("a benchmark asks for nodes of the pod");
         InstanceId::of_node(node, self.fabric().entry(node).generation())
     }
