@@ -146,7 +146,8 @@ fn futex_wait(word: &AtomicU32, seen: u32, bound: Duration) -> bool {
 }
 
 /// Wakes up to `count` sleepers of this node: changes `word` and tells the kernel.
-pub(crate) fn wake(word: &AtomicU32, count: i32) {
+#[doc(hidden)]
+pub fn wake(word: &AtomicU32, count: i32) {
     crate::mem::add32(word, 1, Ordering::SeqCst);
     if crate::mem::woke(word, count) {
         return;

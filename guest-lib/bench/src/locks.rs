@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use lupin::InstanceId;
 use lupin::abi::system::LockWords;
 use lupin::liveness::ThreadLiveness;
+use lupin::lock::mcs::{McsLock, McsNodes, McsWaiter};
 use lupin::lock::{Acquired, RecoverableLock};
 use lupin::shm::{Mapping, ShmError};
 use lupin_report::{Bar, Report, Row};
 
 use crate::measure::{Effort, Paired, Slice, contend, paired, thread_cpu_time};
+use crate::peers::mcs::Mcs;
 use crate::peers::robust::RobustMutex;
 use crate::peers::tatas::{Spinning, Tatas};
 use crate::pod::{Pod, memory};
@@ -20,9 +22,12 @@ use crate::pod::{Pod, memory};
 /// Threads of the crowded figures.
 const CROWD: usize = 32;
 
-/// A lock, as one of the pod's threads uses it.
+/// A lock, as the pod's threads use it.
 trait Exclusive: Sync {
-    fn exclusively(&self, me: InstanceId, work: impl FnOnce());
+    /// What a thread has to use it.
+    type Session;
+    fn begin(&self, me: InstanceId) -> Self::Session;
+    fn exclusively(&self, session: &mut Self::Session, work: impl FnOnce());
 }
 
 struct Recoverable<'a> {
@@ -41,9 +46,15 @@ impl<'a> Recoverable<'a> {
 }
 
 impl Exclusive for Recoverable<'_> {
+    type Session = InstanceId;
+
+    fn begin(&self, me: InstanceId) -> InstanceId {
+        me
+    }
+
     #[inline(always)]
-    fn exclusively(&self, me: InstanceId, work: impl FnOnce()) {
-        match self.lock.lock(me, &self.judge) {
+    fn exclusively(&self, me: &mut InstanceId, work: impl FnOnce()) {
+        match self.lock.lock(*me, &self.judge) {
             Ok(Acquired::Clean(guard)) => {
                 work();
                 guard.unlock().expect("nobody is declared dead here");
@@ -54,21 +65,78 @@ impl Exclusive for Recoverable<'_> {
     }
 }
 
-macro_rules! peer {
-    ($type:ty, $lock:ident, $unlock:ident) => {
-        impl Exclusive for $type {
-            #[inline(always)]
-            fn exclusively(&self, _: InstanceId, work: impl FnOnce()) {
-                self.$lock();
+struct Queue<'a> {
+    nodes: McsNodes<'a>,
+    lock: McsLock<'a>,
+    judge: ThreadLiveness<'a>,
+}
+
+impl<'a> Queue<'a> {
+    fn new(memory: &'a Mapping, at: u64, pod: &'a Pod) -> Result<Self, ShmError> {
+        let nodes = McsNodes::new(memory, at + 64, 2 * CROWD as u16)?;
+        Ok(Self {
+            nodes,
+            lock: McsLock::new(nodes, at)?,
+            judge: pod.judge(),
+        })
+    }
+}
+
+impl<'a> Exclusive for Queue<'a> {
+    type Session = McsWaiter<'a>;
+
+    fn begin(&self, me: InstanceId) -> McsWaiter<'a> {
+        let waiter = self.nodes.join(me, &self.judge);
+        waiter.expect("there are nodes for all")
+    }
+
+    #[inline(always)]
+    fn exclusively(&self, waiter: &mut McsWaiter<'a>, work: impl FnOnce()) {
+        match self.lock.lock(waiter, &self.judge) {
+            Ok(Acquired::Clean(guard)) => {
                 work();
-                self.$unlock();
+                guard.unlock().expect("nobody is declared dead here");
+            }
+            Ok(Acquired::Orphaned(orphan)) => panic!("{} died", orphan.previous()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+impl Exclusive for Mcs {
+    type Session = u32;
+
+    fn begin(&self, me: InstanceId) -> u32 {
+        me.id()
+    }
+
+    #[inline(always)]
+    fn exclusively(&self, number: &mut u32, work: impl FnOnce()) {
+        self.lock(*number);
+        work();
+        self.unlock(*number);
+    }
+}
+
+macro_rules! peer {
+    ($type:ty) => {
+        impl Exclusive for $type {
+            type Session = ();
+
+            fn begin(&self, _: InstanceId) {}
+
+            #[inline(always)]
+            fn exclusively(&self, (): &mut (), work: impl FnOnce()) {
+                self.lock();
+                work();
+                self.unlock();
             }
         }
     };
 }
-peer!(Tatas, lock, unlock);
-peer!(Spinning, lock, unlock);
-peer!(RobustMutex, lock, unlock);
+peer!(Tatas);
+peer!(Spinning);
+peer!(RobustMutex);
 
 /// In a cache line of its own, like the others.
 #[repr(align(64))]
@@ -76,26 +144,30 @@ peer!(RobustMutex, lock, unlock);
 struct ParkingLot(parking_lot::Mutex<()>);
 
 impl Exclusive for ParkingLot {
+    type Session = ();
+
+    fn begin(&self, _: InstanceId) {}
+
     #[inline(always)]
-    fn exclusively(&self, _: InstanceId, work: impl FnOnce()) {
+    fn exclusively(&self, (): &mut (), work: impl FnOnce()) {
         let _guard = self.0.lock();
         work();
     }
 }
 
 /// A counter that a lock protects, in a cache line of its own.
-#[repr(align(64))]
 struct Counter<'l, L> {
-    cell: AtomicU64,
+    cell: &'l AtomicU64,
     lock: &'l L,
     /// What the cell must hold.
     expected: AtomicU64,
 }
 
 impl<'l, L: Exclusive> Counter<'l, L> {
-    fn new(lock: &'l L) -> Self {
+    fn new(lock: &'l L, cell: &'l AtomicU64) -> Self {
+        cell.store(0, Ordering::Relaxed);
         Self {
-            cell: AtomicU64::new(0),
+            cell,
             lock,
             expected: AtomicU64::new(0),
         }
@@ -103,13 +175,15 @@ impl<'l, L: Exclusive> Counter<'l, L> {
 
     /// One slice: `threads` threads add one each time; nanoseconds per addition.
     fn slice(&self, crew: &[InstanceId], slice: Slice) -> f64 {
-        let (cell, lock) = (&self.cell, black_box(self.lock));
-        let (time, operations) = contend(crew, slice, |me| {
-            // A load and a store: only the lock makes them one.
-            lock.exclusively(me, || {
-                cell.store(cell.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-            });
-        });
+        let (cell, lock) = (self.cell, black_box(self.lock));
+        // A load and a store: only the lock makes them one.
+        let add = || cell.store(cell.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        let (time, operations) = contend(
+            crew,
+            slice,
+            |me| lock.begin(me),
+            |session| lock.exclusively(session, add),
+        );
         self.expected.fetch_add(operations, Ordering::Relaxed);
         time
     }
@@ -122,7 +196,9 @@ impl<'l, L: Exclusive> Counter<'l, L> {
 }
 
 /// The locks of one run, and what went wrong under them.
-struct Bench {
+struct Bench<'a> {
+    /// The counters of the two that are compared, in the pod's memory.
+    cells: [&'a AtomicU64; 2],
     report: Report,
     crew: Vec<InstanceId>,
     effort: Effort,
@@ -130,9 +206,10 @@ struct Bench {
     additions: u64,
 }
 
-impl Bench {
+impl Bench<'_> {
     fn pair(&mut self, threads: usize, first: &impl Exclusive, second: &impl Exclusive) -> Paired {
-        let (first, second) = (Counter::new(first), Counter::new(second));
+        let [one, other] = self.cells;
+        let (first, second) = (Counter::new(first, one), Counter::new(second, other));
         let (rounds, slice) = self.effort.of(threads);
         let crew = &self.crew[..threads];
         let pair = paired(
@@ -161,6 +238,10 @@ pub fn measure(effort: Effort) -> Result<Report, Box<dyn Error>> {
     let pod = Pod::new(1)?;
     let memory = memory("locks", 1 << 20)?;
     let mut bench = Bench {
+        // Lines that share no set of the caches with the locks': a processor that compares only
+        // the low bits of an address with those of the stores before it takes the one for the
+        // other, and waits.
+        cells: [memory.get(0x8f00)?, memory.get(0x8f80)?],
         report: Report::new("locks"),
         crew: (1..=CROWD as u32)
             .map(|id| pod.begin_thread(id, 1))
@@ -171,12 +252,18 @@ pub fn measure(effort: Effort) -> Result<Report, Box<dyn Error>> {
     };
     let recoverable = Recoverable::new(&memory, 0, &pod)?;
     let (plain, spinning) = (Tatas::default(), Spinning::default());
+    let (queue, plain_queue) = (Queue::new(&memory, 4096, &pod)?, Mcs::new(CROWD));
     let (robust, parking_lot) = (RobustMutex::new()?, ParkingLot::default());
 
     for threads in [1, 2, CROWD] {
         let pair = bench.pair(threads, &recoverable, &plain);
         let names = ["recoverable TATAS", "plain TATAS"];
         bench.push(names, threads, pair, Some(Bar::AtMost(1.03)));
+    }
+    for threads in [1, 2, CROWD] {
+        let pair = bench.pair(threads, &queue, &plain_queue);
+        let names = ["recoverable MCS", "plain MCS"];
+        bench.push(names, threads, pair, Some(Bar::AtMost(1.06)));
     }
     // For the reader who asks what the waiting policy costs: its peer never sleeps.
     for threads in [1, 2] {
@@ -193,15 +280,19 @@ pub fn measure(effort: Effort) -> Result<Report, Box<dyn Error>> {
     }
 
     for waiters in [1, CROWD - 1] {
-        let used = waiting(&recoverable, &bench.crew, waiters, effort.hold);
-        bench.report.push(
-            Row::new(
-                format!("recoverable TATAS, {waiters} waiting for a sleeping holder"),
-                used * 100.0,
-                "% of a core",
-            )
-            .bar(Bar::AtMost(10.0)),
-        );
+        let used = [
+            (
+                "TATAS",
+                waiting(&recoverable, &bench.crew, waiters, effort.hold),
+            ),
+            ("MCS", waiting(&queue, &bench.crew, waiters, effort.hold)),
+        ];
+        for (name, used) in used {
+            let name = format!("recoverable {name}, {waiters} waiting for a sleeping holder");
+            bench
+                .report
+                .push(Row::new(name, used * 100.0, "% of a core").bar(Bar::AtMost(10.0)));
+        }
     }
     bench.report.push(
         Row::new("additions lost or doubled", bench.wrong as f64, "additions")
@@ -217,14 +308,14 @@ fn waiting(lock: &impl Exclusive, crew: &[InstanceId], waiters: usize, hold: Dur
     let (holder, others) = (crew[0], &crew[1..=waiters]);
     let used = std::thread::scope(|scope| {
         let mut waits = Vec::new();
-        lock.exclusively(holder, || {
+        lock.exclusively(&mut lock.begin(holder), || {
             let start = Instant::now();
             for me in others {
                 waits.push(scope.spawn(move || {
+                    let mut session = lock.begin(*me);
                     let before = thread_cpu_time();
-                    // Its end is the end of the wait: what the hand-over costs is not meant.
                     let mut used = Duration::ZERO;
-                    lock.exclusively(*me, || used = thread_cpu_time() - before);
+                    lock.exclusively(&mut session, || used = thread_cpu_time() - before);
                     used
                 }));
             }

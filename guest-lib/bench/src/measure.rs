@@ -124,13 +124,13 @@ impl Effort {
         match quick {
             true => Self {
                 short: (50, millis(1)),
-                long: (8, millis(30)),
+                long: (24, millis(10)),
                 hold: millis(300),
                 deaths: 100,
             },
             false => Self {
                 short: (400, millis(1)),
-                long: (25, millis(80)),
+                long: (100, millis(20)),
                 hold: millis(2000),
                 deaths: 1000,
             },
@@ -148,27 +148,31 @@ impl Effort {
 /// slice.
 const BATCH: u64 = 16;
 
-/// Runs `work` in a loop on as many threads as there are names in `crew`, one each. Returns
-/// wall-clock nanoseconds per operation of all together, and the operations.
+/// Runs `work` in a loop on as many threads as there are names in `crew`, one each, on what
+/// `begin` made of the name on that thread. Returns wall-clock nanoseconds per operation of all
+/// together, and the operations; of one thread, see [`alone`].
 ///
 /// The threads are not pinned: the scheduler of the operating system is part of what is
 /// compared.
-pub fn contend<N: Copy + Send + Sync>(
+pub fn contend<N: Copy + Send + Sync, S>(
     crew: &[N],
     slice: Slice,
-    work: impl Fn(N) + Sync,
+    begin: impl Fn(N) -> S + Sync,
+    work: impl Fn(&mut S) + Sync,
 ) -> (f64, u64) {
     if let [only] = crew {
-        return alone(slice, || work(*only));
+        let mut state = begin(*only);
+        return alone(slice, || work(&mut state));
     }
     let (ready, stop) = (Barrier::new(crew.len() + 1), AtomicBool::new(false));
     let one = |name: N| {
+        let mut state = begin(name);
         ready.wait();
         let start = Instant::now();
         let mut operations = 0;
         while !stop.load(Ordering::Relaxed) {
             for _ in 0..BATCH {
-                work(name);
+                work(&mut state);
             }
             operations += BATCH;
         }
