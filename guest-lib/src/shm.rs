@@ -145,6 +145,7 @@ impl Mapping {
     ///
     /// # Errors
     /// [`ShmError::OutOfBounds`], [`ShmError::Unaligned`].
+    #[inline]
     pub fn get<T: PodShared>(&self, offset: u64) -> Result<&T, ShmError> {
         let at = self.check(offset, size_of::<T>() as u64, align_of::<T>() as u64)?;
         // SAFETY: in bounds and aligned, mapped for as long as `self`, and of atomics only, for
@@ -237,6 +238,7 @@ impl Mapping {
         ))
     }
 
+    #[inline]
     fn check(&self, offset: u64, len: u64, align: u64) -> Result<usize, ShmError> {
         match offset.checked_add(len) {
             Some(end) if end <= self.len as u64 => {}
@@ -248,6 +250,7 @@ impl Mapping {
         Ok(offset as usize)
     }
 
+    #[cold]
     fn out_of_bounds(&self, offset: u64, len: u64) -> ShmError {
         ShmError::OutOfBounds {
             offset,

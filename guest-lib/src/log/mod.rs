@@ -308,14 +308,13 @@ impl<'m> Log<'m> {
     /// The word at `at`, if a record may hold it.
     #[inline]
     fn target(&self, at: u64) -> Result<&'m AtomicU64, LogError> {
-        let memory = self.memory;
-        let target = |why| LogError::Target { at, why };
         if at.wrapping_sub(self.at) < log_size(self.entries) {
-            return Err(target("it lies in the log itself"));
+            return Err(not_a_target(at, "it lies in the log itself"));
         }
-        memory
-            .get::<AtomicU64>(at)
-            .map_err(|_| target("it is no aligned word inside the mapping"))
+        match self.memory.get::<AtomicU64>(at) {
+            Ok(word) => Ok(word),
+            Err(_) => Err(not_a_target(at, "it is no aligned word inside the mapping")),
+        }
     }
 
     fn writable(&self) -> Result<(), LogError> {
@@ -333,6 +332,11 @@ impl<'m> Log<'m> {
             found: load64(&self.words[mismatch.word], Ordering::Relaxed),
         }
     }
+}
+
+#[cold]
+fn not_a_target(at: u64, why: &'static str) -> LogError {
+    LogError::Target { at, why }
 }
 
 /// Forgets the locks that an earlier record noted in this head.
@@ -408,6 +412,7 @@ impl Record<'_> {
     ///
     /// # Errors
     /// [`LogError::Target`].
+    #[inline]
     pub fn get(&self, at: u64) -> Result<u64, LogError> {
         if let Some(entry) = self.find(at) {
             return Ok(load64(&entry[1], Ordering::Relaxed));
@@ -420,6 +425,7 @@ impl Record<'_> {
     ///
     /// # Errors
     /// [`LogError::Target`], [`LogError::Full`]. The record is as it was and may be used on.
+    #[inline]
     pub fn set(&mut self, at: u64, value: u64) -> Result<(), LogError> {
         if let Some(entry) = self.find(at) {
             fill64(&entry[1], value);
