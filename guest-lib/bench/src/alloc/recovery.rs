@@ -96,8 +96,8 @@ fn of_pod_allocator(audits: &mut Audits, deaths: u32) -> Result<Vec<f64>, Box<dy
             times.push(time.as_secs_f64() * 1e6);
         }
         let left: Vec<_> = allocator.chunks_of(victim.word()).collect();
-        for (chunk, _) in left {
-            allocator.free_of(me, &judge, chunk, victim.word(), 0)?;
+        for chunk in left {
+            allocator.free_of(me, &judge, chunk.offset, victim.word(), 0)?;
         }
         let audit = allocator.audit(me, &judge);
         audits.count(audit.is_ok_and(|audit| audit.free == audit.units));
