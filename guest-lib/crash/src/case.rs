@@ -107,3 +107,64 @@ pub trait Case: Sync {
         true
     }
 }
+
+/// A case put together from functions, for modules with many small ones.
+#[derive(Debug)]
+pub struct Operation {
+    /// See [`Case::name`].
+    pub name: &'static str,
+    /// See [`Case::states`].
+    pub states: &'static [&'static str],
+    /// See [`Case::bytes`].
+    pub bytes: u64,
+    /// See [`Case::prepare`].
+    pub prepare: fn(&Mapping, &str),
+    /// See [`Case::run`].
+    pub run: fn(&Mapping, &str),
+    /// See [`Case::recover`].
+    pub recover: fn(&Mapping, &str, InstanceId, &World),
+    /// See [`Case::check`].
+    pub check: fn(&Mapping, &str, &World) -> Result<(), String>,
+    /// See [`Case::go_on`].
+    pub go_on: fn(&Mapping, &str, &World) -> Result<(), String>,
+    /// See [`Case::lives_on`].
+    pub lives_on: bool,
+}
+
+impl Case for Operation {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn states(&self) -> &'static [&'static str] {
+        self.states
+    }
+
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn prepare(&self, memory: &Mapping, state: &str) {
+        (self.prepare)(memory, state);
+    }
+
+    fn run(&self, memory: &Mapping, state: &str) {
+        (self.run)(memory, state);
+    }
+
+    fn recover(&self, memory: &Mapping, state: &str, me: InstanceId, world: &World) {
+        (self.recover)(memory, state, me, world);
+    }
+
+    fn check(&self, memory: &Mapping, state: &str, world: &World) -> Result<(), String> {
+        (self.check)(memory, state, world)
+    }
+
+    fn go_on(&self, memory: &Mapping, state: &str, world: &World) -> Result<(), String> {
+        (self.go_on)(memory, state, world)
+    }
+
+    fn lives_on(&self, _: &str) -> bool {
+        self.lives_on
+    }
+}

@@ -9,11 +9,14 @@ use lupin::liveness::Liveness;
 use lupin::lock::{LockError, RecoverableLock};
 use lupin::shm::Mapping;
 
-use crate::case::Case;
+use crate::case::{Case, PREDECESSOR};
 
 pub mod buddy;
+pub mod counters;
+pub mod journal;
 pub mod log;
 pub mod offset_ptr;
+pub mod table;
 pub mod tatas;
 pub mod work;
 
@@ -24,6 +27,9 @@ pub fn all() -> Vec<&'static dyn Case> {
         log::CASES,
         buddy::CASES,
         work::CASES,
+        counters::CASES,
+        table::CASES,
+        journal::CASES,
         offset_ptr::CASES,
     ]
     .concat()
@@ -63,6 +69,37 @@ pub fn die_before_end<T>(memory: &Mapping, stores: u64, operation: impl Fn() -> 
     assert!(stores > 0 && all >= stores, "{all} stores");
     let ended = crash::dies_after(all - stores, operation);
     assert!(matches!(ended, Ended::Died), "it must be repeatable");
+}
+
+/// An error of the library as what a check returns.
+pub fn text(error: impl core::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// Brings memory into one of three states for a creation that begins with a header: `new`;
+/// `dead creator`, who died after some stores of `create`; and another, in which it died right
+/// after it had claimed the header, and nothing behind that is as it should be.
+///
+/// # Panics
+/// If `create` makes too few stores.
+pub fn dirty_creation<E: core::fmt::Debug>(
+    memory: &Mapping,
+    state: &str,
+    create: impl FnOnce(InstanceId) -> Result<(), E>,
+) {
+    let stores = match state {
+        "new" => return,
+        "dead creator" => 4,
+        _ => 1,
+    };
+    let ended = crash::dies_after(stores, || create(PREDECESSOR));
+    assert!(matches!(ended, Ended::Died), "{ended:?}");
+    if state != "dead creator" {
+        // Magic, creator and seal are three words; the rest of the header is refilled.
+        for at in (24..memory.len()).step_by(8) {
+            store(memory, at, 0x0123_4567_89ab_cdef);
+        }
+    }
 }
 
 /// `Ok` if they are equal.
