@@ -111,6 +111,8 @@ pub struct PodAllocator<'m> {
     at: u64,
     spec: PodAllocatorSpec,
     buddy: Buddy<'m>,
+    /// Entries of each log.
+    entries: u32,
 }
 
 impl<'m> PodAllocator<'m> {
@@ -146,6 +148,7 @@ impl<'m> PodAllocator<'m> {
             at,
             spec: *spec,
             buddy,
+            entries: spec.chunks.entries(),
         })
     }
 
@@ -204,6 +207,7 @@ impl<'m> PodAllocator<'m> {
             at,
             spec,
             buddy,
+            entries: chunks.entries(),
         })
     }
 
@@ -439,9 +443,8 @@ impl<'m> PodAllocator<'m> {
                 nodes,
             });
         }
-        let entries = self.spec.chunks.entries();
-        let at = self.at + LOGS_AT + u64::from(node.id() - 1) * log_size(entries);
-        Ok(Log::new(self.memory, at, entries)?)
+        let at = self.at + LOGS_AT + u64::from(node.id() - 1) * log_size(self.entries);
+        Ok(Log::new(self.memory, at, self.entries)?)
     }
 
     fn unit_at(&self, offset: u64) -> Result<u32, BuddyError> {

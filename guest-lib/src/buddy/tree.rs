@@ -123,12 +123,17 @@ impl Tree {
 
     /// The largest free order plus one; 0 if nothing is free.
     pub(super) fn largest<W: Words>(&self, words: &W) -> Result<u32, W::Error> {
+        Ok(self.top(words)?.1)
+    }
+
+    /// The word at the root and its value.
+    fn top<W: Words>(&self, words: &W) -> Result<(u64, u32), W::Error> {
         let root = self.root();
         let word = words.get(self.word_at(root))?;
         let value = value_of(root.level, word);
         match value > order_of(root.level) + 1 {
             true => Err(words.corrupt(self.word_at(root), word)),
-            false => Ok(value),
+            false => Ok((word, value)),
         }
     }
 
@@ -141,35 +146,33 @@ impl Tree {
         words: &mut W,
         order: u32,
     ) -> Result<Option<u32>, W::Error> {
-        if self.largest(words)? <= order {
+        let (mut word, value) = self.top(words)?;
+        if value <= order {
             return Ok(None);
         }
         let mut path = [0; MAX_LEVELS];
         let mut place = self.root();
-        loop {
-            let word = words.get(self.word_at(place))?;
+        while !holds(place.level, order) {
             path[place.level] = word;
-            if holds(place.level, order) {
-                let run = order - unit_order(place.level);
-                let Some(slot) = best_run(free_slots(place.level, word), run) else {
-                    return Err(words.corrupt(self.word_at(place), word));
-                };
-                let first = place.index << order_of(place.level)
-                    | u64::from(slot) << unit_order(place.level);
-                let changed = word & !slots(place.level, slot, run);
-                self.update(words, place, changed, &path)?;
-                return Ok(Some(first as u32));
-            }
-            let Some(slot) = best_child(word, order) else {
+            let child = best_child(word, order).map(|slot| (slot, place.child(slot)));
+            let Some((slot, child)) = child.filter(|(_, child)| self.has(*child)) else {
                 return Err(words.corrupt(self.word_at(place), word));
             };
-            let child = place.child(slot);
-            if !self.has(child) {
-                return Err(words.corrupt(self.word_at(place), word));
+            let below = words.get(self.word_at(child))?;
+            if value_of(child.level, below) != u32::from(byte(word, slot)) {
+                return Err(words.corrupt(self.word_at(child), below));
             }
-            self.check(words, child, byte(word, slot))?;
-            place = child;
+            (place, word) = (child, below);
         }
+        let run = order - unit_order(place.level);
+        let Some(slot) = best_run(free_slots(place.level, word), run) else {
+            return Err(words.corrupt(self.word_at(place), word));
+        };
+        let first =
+            place.index << order_of(place.level) | u64::from(slot) << unit_order(place.level);
+        let changed = word & !slots(place.level, slot, run);
+        self.update(words, place, changed, &path)?;
+        Ok(Some(first as u32))
     }
 
     /// Frees the block of `order` that begins at `first`, which is taken as a whole.
@@ -229,6 +232,7 @@ impl Tree {
     }
 
     /// Stores a changed word, and above it what changes with it.
+    #[inline]
     fn update<W: Words>(
         &self,
         words: &mut W,
@@ -249,15 +253,6 @@ impl Tree {
             }
             changed = word & !(0xff << (slot * 8)) | u64::from(value) << (slot * 8);
             place = above;
-        }
-    }
-
-    /// Checks that a word has the value that the word above it says.
-    fn check<W: Words>(&self, words: &W, place: Place, value: u8) -> Result<(), W::Error> {
-        let word = words.get(self.word_at(place))?;
-        match value_of(place.level, word) == u32::from(value) {
-            true => Ok(()),
-            false => Err(words.corrupt(self.word_at(place), word)),
         }
     }
 
@@ -395,6 +390,7 @@ const fn doubled(starts: u64, order: u32) -> u64 {
 }
 
 /// The largest free order of what a word covers, plus one; 0 if nothing is free.
+#[inline]
 fn value_of(level: usize, word: u64) -> u32 {
     let mut starts = free_slots(level, word);
     if starts == 0 {
