@@ -13,6 +13,7 @@ use crate::case::{Case, PREDECESSOR};
 
 pub mod buddy;
 pub mod counters;
+pub mod heap;
 pub mod journal;
 pub mod log;
 pub mod offset_ptr;
@@ -26,6 +27,7 @@ pub fn all() -> Vec<&'static dyn Case> {
         tatas::CASES,
         log::CASES,
         buddy::CASES,
+        heap::CASES,
         work::CASES,
         counters::CASES,
         table::CASES,

@@ -1,0 +1,426 @@
+//! The heap in a segment.
+//!
+//! A participant cannot be handed from one process to another, so each operation under test joins
+//! first; what its states need was left by others, who have left or died.
+
+use std::time::Duration;
+
+use lupin::InstanceId;
+use lupin::crash::dies_after;
+use lupin::heap::{Heap, HeapError, HeapSpec, KIND_ALLOC, KIND_FREE, Participant, ROOTS, SPAN};
+use lupin::shm::Mapping;
+
+use super::{die_before_end, equal, load};
+use crate::case::{BYSTANDER, Case, FIRST_DEAD, PREDECESSOR, VICTIM, World};
+
+/// The cases of this module.
+pub const CASES: &[&dyn Case] = &[
+    &Operation {
+        name: "heap.alloc_into",
+        states: &[
+            "first slab",
+            "first slab with words of its own",
+            "slab of one who left",
+            "block that another freed",
+            "slabs of a dead one",
+            "full",
+            "dead holder of the heap's lock",
+            "run of spans",
+            "run of spans, dead holder of the heap's lock",
+            "run of spans, slabs of a dead one",
+        ],
+        prepare: prepare_alloc,
+        run: run_alloc,
+        kind: KIND_ALLOC,
+    },
+    &Operation {
+        name: "heap.free_from",
+        states: &[
+            "another's block",
+            "own block",
+            "last block of a slab",
+            "run of spans",
+            "run of spans, dead holder of the heap's lock",
+        ],
+        prepare: prepare_free,
+        run: run_free,
+        kind: KIND_FREE,
+    },
+    &Operation {
+        name: "heap.join",
+        states: &["empty", "only a dead one's place", "dead while it joined"],
+        prepare: prepare_join,
+        run: |p, _| Some(p),
+        kind: 0,
+    },
+    &Operation {
+        name: "heap.leave",
+        states: &["empty", "with blocks in its holds"],
+        prepare: |memory, _| _ = create(memory, 3),
+        run: run_leave,
+        kind: 0,
+    },
+    &Operation {
+        name: "heap.recover",
+        states: &[
+            "dead in an allocation",
+            "dead in a free",
+            "dead in a run's allocation",
+            "dead with blocks in its holds",
+            "dead while it settled another",
+        ],
+        prepare: prepare_recover,
+        run: |p, _| {
+            p.heap()
+                .recover(VICTIM, p.judge())
+                .expect("nothing is damaged");
+            Some(p)
+        },
+        kind: 0,
+    },
+    &Create,
+];
+
+const BYTES: u64 = 200 << 10;
+/// The blocks that states are made of: two fill a span.
+const BIG: u64 = 32 << 10;
+const TAG: u64 = 5;
+
+type Party<'m> = Participant<'m, World>;
+
+fn create(memory: &Mapping, participants: u32) -> Heap<'_> {
+    let spec = HeapSpec { participants };
+    Heap::create(memory, &spec, BYSTANDER, &World::without_deaths()).expect("new memory")
+}
+
+fn open<'m>(memory: &'m Mapping, world: &World) -> Heap<'m> {
+    Heap::open(memory, world, Duration::ZERO).expect("the heap is complete")
+}
+
+fn join<'m>(heap: Heap<'m>, me: InstanceId) -> Party<'m> {
+    // Those who died before the operation are alive while they prepare its state.
+    let judge = World::without_deaths();
+    heap.join(me, judge).expect("a place is free")
+}
+
+fn root(p: &Party<'_>, index: u32) -> u64 {
+    p.heap().root(index).expect("there are 64")
+}
+
+fn alloc(p: &mut Party<'_>, index: u32, bytes: u64) {
+    p.alloc_into(root(p, index), bytes).expect("there is room");
+}
+
+fn free(p: &mut Party<'_>, index: u32) {
+    p.free_from(root(p, index)).expect("it is there");
+}
+
+/// Allocates big blocks, from a root on, until none is left; returns the root after the last.
+fn fill(p: &mut Party<'_>, mut index: u32) -> u32 {
+    while p.alloc_into(root(p, index), BIG).is_ok() {
+        index += 1;
+    }
+    index
+}
+
+/// Somebody dies so many stores before the end of an operation.
+fn die(heap: Heap<'_>, me: InstanceId, stores: u64, operation: impl Fn(&mut Party<'_>)) {
+    die_before_end(heap.memory(), stores, || {
+        let mut p = join(heap, me);
+        operation(&mut p);
+        std::mem::forget(p);
+    });
+}
+
+fn prepare_alloc(memory: &Mapping, state: &str) {
+    let heap = create(memory, 3);
+    match state {
+        "first slab" | "first slab with words of its own" | "run of spans" => {}
+        "slab of one who left" => {
+            let mut p = join(heap, BYSTANDER);
+            alloc(&mut p, 1, BIG);
+            p.leave().expect("it lives");
+        }
+        "block that another freed" => {
+            let mut p = join(heap, VICTIM);
+            alloc(&mut p, 1, BIG);
+            alloc(&mut p, 2, BIG);
+            p.leave().expect("it lives");
+            let mut p = join(heap, BYSTANDER);
+            free(&mut p, 1);
+            p.leave().expect("it lives");
+        }
+        "full" => {
+            let mut p = join(heap, BYSTANDER);
+            fill(&mut p, 1);
+            std::mem::forget(p);
+        }
+        "slabs of a dead one" | "run of spans, slabs of a dead one" => {
+            let mut p = join(heap, PREDECESSOR);
+            let end = fill(&mut p, 1);
+            for index in 1..end {
+                free(&mut p, index);
+            }
+            std::mem::forget(p);
+        }
+        // Right after its record was committed, with the lock in hand.
+        _ => die(heap, PREDECESSOR, 3, |p| alloc(p, 1, SPAN)),
+    }
+}
+
+fn run_alloc<'m>(mut p: Party<'m>, state: &str) -> Option<Party<'m>> {
+    let bytes = match state {
+        "first slab with words of its own" => 896,
+        state if state.starts_with("run of spans") => SPAN,
+        _ => BIG,
+    };
+    match p.alloc_into(root(&p, 0), bytes) {
+        Ok(_) => {}
+        Err(HeapError::OutOfMemory { .. }) if state == "full" => {}
+        Err(error) => panic!("{error}"),
+    }
+    Some(p)
+}
+
+fn prepare_free(memory: &Mapping, state: &str) {
+    let heap = create(memory, 3);
+    let mut p = join(heap, BYSTANDER);
+    let bytes = if state.starts_with("run of spans") {
+        SPAN
+    } else {
+        BIG
+    };
+    if state == "another's block" || bytes == SPAN {
+        alloc(&mut p, 0, bytes);
+    }
+    p.leave().expect("it lives");
+    if state.ends_with("dead holder of the heap's lock") {
+        die(heap, PREDECESSOR, 3, |p| alloc(p, 1, SPAN));
+    }
+}
+
+fn run_free<'m>(mut p: Party<'m>, state: &str) -> Option<Party<'m>> {
+    p.tag(TAG - 1);
+    match state {
+        "own block" => {
+            alloc(&mut p, 0, BIG);
+            alloc(&mut p, 1, BIG);
+        }
+        "last block of a slab" => {
+            for index in [0, 1, 2, 3] {
+                alloc(&mut p, index, BIG);
+            }
+            for index in [2, 3, 1] {
+                free(&mut p, index);
+            }
+        }
+        _ => {}
+    }
+    p.tag(TAG);
+    free(&mut p, 0);
+    Some(p)
+}
+
+fn prepare_join(memory: &Mapping, state: &str) {
+    let heap = create(memory, if state == "empty" { 3 } else { 1 });
+    match state {
+        "empty" => {}
+        "only a dead one's place" => die(heap, PREDECESSOR, 2, |p| {
+            p.alloc_into(p.hold(3), BIG).expect("there is room");
+        }),
+        _ => die(heap, PREDECESSOR, 3, |_| {}),
+    }
+}
+
+fn run_leave<'m>(mut p: Party<'m>, state: &str) -> Option<Party<'m>> {
+    if state != "empty" {
+        p.alloc_into(p.hold(0), BIG).expect("there is room");
+        p.alloc_into(p.hold(9), SPAN).expect("there is room");
+        alloc(&mut p, 1, BIG);
+    }
+    p.leave().expect("it lives");
+    None
+}
+
+fn prepare_recover(memory: &Mapping, state: &str) {
+    let heap = create(memory, 4);
+    match state {
+        "dead in an allocation" => die(heap, PREDECESSOR, 2, |p| alloc(p, 1, BIG)),
+        "dead in a free" => die(heap, PREDECESSOR, 2, |p| {
+            alloc(p, 1, BIG);
+            free(p, 1);
+        }),
+        "dead in a run's allocation" => die(heap, PREDECESSOR, 5, |p| alloc(p, 1, SPAN)),
+        _ => {
+            die(heap, FIRST_DEAD, 1, |p| {
+                p.alloc_into(p.hold(0), BIG).expect("there is room");
+                p.alloc_into(p.hold(1), SPAN).expect("there is room");
+                p.free_from(p.hold(1)).expect("it is there");
+                p.alloc_into(p.hold(1), SPAN).expect("there is room");
+            });
+            if state == "dead while it settled another" {
+                let world = World::without_deaths();
+                let _ = dies_after(30, || heap.recover(PREDECESSOR, &world));
+            }
+        }
+    }
+}
+
+/// An operation of a participant.
+#[derive(Debug)]
+struct Operation {
+    name: &'static str,
+    states: &'static [&'static str],
+    prepare: fn(&Mapping, &str),
+    /// Gives the participant back, unless it left.
+    run: for<'m> fn(Party<'m>, &str) -> Option<Party<'m>>,
+    /// What it does to root 0, if anything.
+    kind: u32,
+}
+
+impl Case for Operation {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn states(&self) -> &'static [&'static str] {
+        self.states
+    }
+
+    fn bytes(&self) -> u64 {
+        BYTES
+    }
+
+    fn prepare(&self, memory: &Mapping, state: &str) {
+        (self.prepare)(memory, state);
+    }
+
+    fn run(&self, memory: &Mapping, state: &str) {
+        let world = World::without_deaths();
+        let heap = open(memory, &world);
+        let mut p = heap.join(VICTIM, world).expect("a place is free");
+        p.tag(TAG);
+        // A death runs no destructors.
+        std::mem::forget((self.run)(p, state));
+    }
+
+    fn recover(&self, memory: &Mapping, _: &str, me: InstanceId, world: &World) {
+        let outcomes = open(memory, world).recover(me, world);
+        outcomes.expect("nothing is damaged");
+    }
+
+    fn check(&self, memory: &Mapping, state: &str, world: &World) -> Result<(), String> {
+        let heap = open(memory, world);
+        let audit = heap.audit_with([]).map_err(|error| error.to_string())?;
+        if !audit.is_clean() {
+            return Err(format!("{audit:?}"));
+        }
+        let is_dead = world.dead.contains(&VICTIM);
+        let outcome = heap.outcome_of(VICTIM);
+        let happened = outcome.is_some_and(|o| (o.kind, o.tag) == (self.kind, TAG) && o.happened);
+        let owned = load(memory, heap.root(0).expect("there are 64"));
+        match self.kind {
+            KIND_ALLOC => {
+                if is_dead {
+                    equal("the outcome", happened, owned != 0)?;
+                    let result = outcome.map_or(0, |outcome| outcome.result);
+                    equal("its result", result, owned)?;
+                }
+                let must = world.returned && state != "full";
+                equal("allocated at the end", must && owned == 0, false)
+            }
+            KIND_FREE => {
+                if is_dead && happened {
+                    equal("the slot", owned, 0)?;
+                }
+                equal("free at the end", world.returned && owned != 0, false)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn go_on(&self, memory: &Mapping, _: &str, world: &World) -> Result<(), String> {
+        go_on(memory, world)
+    }
+
+    fn lives_on(&self, _: &str) -> bool {
+        // It holds its place, and in it what the others are to use in `go_on`.
+        false
+    }
+}
+
+/// Survivors free everything that roots own, and can use all of the memory then.
+fn go_on(memory: &Mapping, world: &World) -> Result<(), String> {
+    let text = |error: HeapError| error.to_string();
+    let heap = open(memory, world);
+    // The bystander that still holds a place dies now, for its memory.
+    let mut world = world.clone();
+    world.dead.push(BYSTANDER);
+    let mut p = heap.join(world.survivor(), world.clone()).map_err(text)?;
+    for index in 0..ROOTS {
+        if load(memory, root(&p, index)) != 0 {
+            p.free_from(root(&p, index)).map_err(text)?;
+        }
+    }
+    for bytes in [64, BIG, heap.largest_block()] {
+        p.alloc_into(root(&p, 0), bytes).map_err(text)?;
+        p.free_from(root(&p, 0)).map_err(text)?;
+    }
+    p.leave().map_err(text)?;
+    let audit = heap.audit_with([]).map_err(text)?;
+    equal("what is left", (audit.live_blocks, audit.slabs), (0, 0))
+}
+
+/// Creating a heap, also after a dead creator who wanted another shape.
+#[derive(Debug)]
+struct Create;
+
+impl Case for Create {
+    fn name(&self) -> &'static str {
+        "heap.create"
+    }
+
+    fn states(&self) -> &'static [&'static str] {
+        &["empty", "dead creator", "dead creator of another shape"]
+    }
+
+    fn bytes(&self) -> u64 {
+        BYTES
+    }
+
+    fn prepare(&self, memory: &Mapping, state: &str) {
+        let participants = match state {
+            "empty" => return,
+            "dead creator" => 3,
+            _ => 1,
+        };
+        die_before_end(memory, 2, || {
+            let spec = HeapSpec { participants };
+            Heap::create(memory, &spec, PREDECESSOR, &World::without_deaths()).map(drop)
+        });
+    }
+
+    fn run(&self, memory: &Mapping, _: &str) {
+        let spec = HeapSpec { participants: 3 };
+        let heap = Heap::create(memory, &spec, VICTIM, &World::without_deaths());
+        heap.expect("nobody alive creates it");
+    }
+
+    fn recover(&self, memory: &Mapping, _: &str, me: InstanceId, world: &World) {
+        let spec = HeapSpec { participants: 3 };
+        match Heap::create(memory, &spec, me, world) {
+            Ok(_) | Err(HeapError::Exists) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn check(&self, memory: &Mapping, _: &str, world: &World) -> Result<(), String> {
+        let audit = open(memory, world).audit_with([]);
+        let audit = audit.map_err(|error| error.to_string())?;
+        equal("free spans", audit.free_spans, audit.spans)
+    }
+
+    fn go_on(&self, memory: &Mapping, _: &str, world: &World) -> Result<(), String> {
+        go_on(memory, world)
+    }
+}
