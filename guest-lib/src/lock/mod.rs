@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`tatas`] | [`RecoverableLock`]: two words, barging; the one to take unless there is a reason |
 //! | [`mcs`] | [`McsLock`]: a queue, first come, first served |
+//! | [`rwlock`] | [`RwLock`]: many readers or one writer |
 //!
 //! # The orphan contract
 //!
@@ -32,9 +33,11 @@ use core::time::Duration;
 use lupin_abi::InstanceId;
 
 pub mod mcs;
+pub mod rwlock;
 pub mod tatas;
 
 pub use mcs::{McsLock, McsNodes, McsWaiter};
+pub use rwlock::{ReadAcquired, ReadGuard, RwLock, RwLockWords};
 pub use tatas::{LockState, RecoverableLock};
 
 /// Why a lock was not acquired or released.

@@ -132,7 +132,7 @@ impl<'a> RecoverableLock<'a> {
     }
 
     #[inline(always)]
-    fn acquire<J: Liveness>(
+    pub(super) fn acquire<J: Liveness>(
         &self,
         me: InstanceId,
         judge: &J,
@@ -212,7 +212,7 @@ impl<'a> RecoverableLock<'a> {
 
     /// Takes charge of a dead owner's lock, unless somebody alive has done so or there is none;
     /// returns the dead owner.
-    fn recover<J: Liveness>(&self, me: InstanceId, judge: &J) -> Option<InstanceId> {
+    pub(super) fn recover<J: Liveness>(&self, me: InstanceId, judge: &J) -> Option<InstanceId> {
         let recoverer = load64(&self.words.recoverer, Ordering::Acquire);
         if recoverer != 0 && judge.is_alive(InstanceId::from_word(recoverer)) {
             return None;
@@ -242,7 +242,7 @@ impl<'a> RecoverableLock<'a> {
         }
     }
 
-    fn parking(&self) -> Parking<'a> {
+    pub(super) fn parking(&self) -> Parking<'a> {
         Parking {
             flag: &self.words.waiters,
             word: &self.words.wake,
@@ -251,7 +251,7 @@ impl<'a> RecoverableLock<'a> {
 
     #[cold]
     #[inline(never)]
-    fn timed_out(self, waited: Duration) -> LockError {
+    pub(super) fn timed_out(self, waited: Duration) -> LockError {
         let owner = load64(&self.words.owner, Ordering::Relaxed);
         let recoverer = load64(&self.words.recoverer, Ordering::Relaxed);
         let holder = if recoverer == 0 { owner } else { recoverer };
@@ -294,9 +294,10 @@ pub enum LockState {
     },
 }
 
-impl Hold for RecoverableLock<'_> {
+impl<'a> RecoverableLock<'a> {
+    /// Releases, and wakes up to `sleepers`.
     #[inline(always)]
-    fn release(&self, me: InstanceId) -> Result<(), LockError> {
+    pub(super) fn release_to(&self, me: InstanceId, sleepers: i32) -> Result<(), LockError> {
         // A judge's "dead" is final, so whoever is named here is alive and alone may change the
         // word: a store does, at half the price of a swap. The look before it is for a caller
         // that was declared dead too early.
@@ -305,8 +306,24 @@ impl Hold for RecoverableLock<'_> {
         }
         // Release: the next holder sees the critical section.
         store64(&self.words.owner, 0, Ordering::Release);
-        self.parking().wake(1);
+        self.parking().wake(sleepers);
         Ok(())
+    }
+
+    /// Lets a dead holder's lock go unrepaired, and wakes up to `sleepers`.
+    #[inline(never)]
+    pub(super) fn let_go_to(&self, me: InstanceId, sleepers: i32) {
+        // Release: the next recoverer sees what this one did. Fails only for an instance that
+        // was declared dead meanwhile, whose place is taken.
+        let _ = cas64(&self.words.recoverer, me.word(), 0, Ordering::AcqRel);
+        self.parking().wake(sleepers);
+    }
+}
+
+impl Hold for RecoverableLock<'_> {
+    #[inline(always)]
+    fn release(&self, me: InstanceId) -> Result<(), LockError> {
+        self.release_to(me, 1)
     }
 
     fn adopt(&self, me: InstanceId, previous: InstanceId) -> Result<(), LockError> {
@@ -326,12 +343,8 @@ impl Hold for RecoverableLock<'_> {
         }
     }
 
-    #[inline(never)]
     fn let_go(&self, me: InstanceId) {
-        // Release: the next recoverer sees what this one did. Fails only for an instance that
-        // was declared dead meanwhile, whose place is taken.
-        let _ = cas64(&self.words.recoverer, me.word(), 0, Ordering::AcqRel);
-        self.parking().wake(1);
+        self.let_go_to(me, 1);
     }
 }
 
