@@ -23,12 +23,16 @@
 //!
 //! The words lie in the heap's header and its participants' places; this module is the rule.
 
+mod reclaim;
+
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use lupin_abi::InstanceId;
 
 use crate::liveness::Liveness;
 use crate::mem::{cas64, fence, load64, store64};
+
+pub use reclaim::Pin;
 
 /// Advances after its stamp until a block is out of every reader's reach.
 const GRACE: u64 = 2;
@@ -82,11 +86,14 @@ impl<'m> Epochs<'m> {
 
     /// Moves on to the next epoch if no living reader has pinned an earlier one than the current.
     /// Returns the epoch after that; never waits.
+    ///
+    /// # Errors
+    /// The living reader that holds the epoch back.
     pub fn advance<'r, J: Liveness>(
         self,
         readers: impl IntoIterator<Item = Reader<'r>>,
         judge: &J,
-    ) -> u64 {
+    ) -> Result<u64, InstanceId> {
         let now = self.now();
         fence(Ordering::SeqCst);
         for reader in readers {
@@ -99,13 +106,13 @@ impl<'m> Epochs<'m> {
             }
             let owner = InstanceId::from_word(load64(reader.owner, Ordering::Acquire));
             if !owner.is_none() && judge.is_alive(owner) {
-                return now;
+                return Err(owner);
             }
         }
         // AcqRel: the loads of those who unpinned come before whatever is freed in the new epoch.
         match cas64(self.global, now, now + 1, Ordering::AcqRel) {
-            Ok(_) => now + 1,
-            Err(newer) => newer,
+            Ok(_) => Ok(now + 1),
+            Err(newer) => Ok(newer),
         }
     }
 

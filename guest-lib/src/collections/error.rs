@@ -2,7 +2,9 @@
 
 use lupin_abi::InstanceId;
 
+use crate::heap::HeapError;
 use crate::lock::LockError;
+use crate::log::LogError;
 use crate::shm::ShmError;
 
 /// Why an operation on a collection failed.
@@ -84,4 +86,10 @@ pub enum CollectionError {
     /// A lock.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// The heap.
+    #[error(transparent)]
+    Heap(#[from] HeapError),
+    /// The participant's log.
+    #[error(transparent)]
+    Log(#[from] LogError),
 }

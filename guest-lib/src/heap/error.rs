@@ -104,6 +104,12 @@ pub enum HeapError {
         /// How many there are.
         count: u64,
     },
+    /// As many blocks are retired as there is room for, and a living reader may still see them.
+    #[error("no room to retire another block: {reader} keeps those that were retired before")]
+    LimboFull {
+        /// The reader; none if nobody has asked who it is.
+        reader: InstanceId,
+    },
     /// The kind of a record belongs to the heap itself.
     #[error("the record kind {0:#x} is reserved")]
     ReservedKind(u32),

@@ -109,15 +109,15 @@ pub(super) struct OutcomeLine {
 pub(crate) struct LimboEntry {
     /// The slot that owns the block.
     pub(crate) block: AtomicU64,
-    /// The global epoch when it was retired.
-    pub(crate) epoch: AtomicU64,
+    /// When it was out of sight of new readers, by [`crate::epoch`]; 0 if that is not known yet.
+    pub(crate) stamp: AtomicU64,
 }
 
 /// What a participant keeps in the heap.
 #[repr(C, align(64))]
 pub(crate) struct Place {
     /// Held for life. A dead owner is a participant whose work is not yet settled.
-    pub(super) lock: LockWords,
+    pub(crate) lock: LockWords,
     /// The epoch that the participant has pinned; see [`crate::epoch`].
     pub(crate) epoch: Line,
     pub(super) intent: IntentLine,

@@ -46,7 +46,7 @@ impl<'m> Heap<'m> {
     }
 
     /// Takes the heap's lock, after settling what its dead holder was doing under it.
-    pub(super) fn lock<J: Liveness>(
+    pub(crate) fn lock<J: Liveness>(
         &self,
         me: InstanceId,
         judge: &J,
