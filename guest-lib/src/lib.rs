@@ -12,6 +12,8 @@
 //! | [`shm`] | mapped shared memory, and the only ways to touch it |
 //! | [`pod_safe`] | which types may lie there |
 //! | [`offset_ptr`] | pointers inside a segment |
+//! | [`log`] | one atomic change of several words |
+//! | [`buddy`] | large chunks; the allocator of a whole pod |
 //! | [`work`] | jobs cut into units that survive their workers |
 //! | [`wait`] | how waiting is bounded |
 //!

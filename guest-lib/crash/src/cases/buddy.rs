@@ -8,7 +8,7 @@ use lupin::lock::LockState;
 use lupin::shm::Mapping;
 
 use super::{die_before_end, equal};
-use crate::case::{BYSTANDER, Case, PREDECESSOR, VICTIM, World};
+use crate::case::{BYSTANDER, Case, FIRST_DEAD, PREDECESSOR, VICTIM, World};
 
 /// The cases of this module.
 pub const CASES: &[&dyn Case] = &[&Create, &Alloc, &Free, &Give, &Recover];
@@ -77,8 +77,37 @@ fn audit(pod: &PodAllocator<'_>, world: &World) -> Result<BuddyAudit, String> {
     Ok(audit)
 }
 
+/// Somebody else dies in an operation, and somebody else recovers.
+fn another_death(memory: &Mapping, world: &World) -> Result<(), String> {
+    let pod = open(memory);
+    let before = audit(&pod, world)?;
+    if before.free == 0 {
+        return Ok(());
+    }
+    let owner = FIRST_DEAD.word();
+    let alloc = || pod.alloc(FIRST_DEAD, &World::without_deaths(), UNIT);
+    // Committed, applied in part.
+    die_before_end(memory, 3, alloc);
+    let orphaned = LockState::Orphaned {
+        previous: FIRST_DEAD,
+        recoverer: None,
+    };
+    let state = pod.lock_state(world).map_err(error)?;
+    equal("the lock", state, orphaned)?;
+    let outcome = pod.recover(BYSTANDER, world).map_err(error)?;
+    let told = outcome.map(|outcome| (outcome.owner, outcome.happened));
+    equal("the outcome", told, Some((FIRST_DEAD, true)))?;
+    for (first, _) in chunks(&pod, owner) {
+        pod.free_of(BYSTANDER, world, first * UNIT, owner, 0)
+            .map_err(error)?;
+    }
+    equal("the audit", audit(&pod, world)?, before)
+}
+
 /// Takes everything that is free, in blocks as large as there are, and gives it back.
-fn use_up(pod: &PodAllocator<'_>, world: &World) -> Result<(), String> {
+fn use_up(memory: &Mapping, world: &World) -> Result<(), String> {
+    another_death(memory, world)?;
+    let pod = &open(memory);
     let before = audit(pod, world)?;
     let mut taken = Vec::new();
     let mut left = before;
@@ -171,7 +200,7 @@ impl Case for Create {
     }
 
     fn go_on(&self, memory: &Mapping, _: &str, world: &World) -> Result<(), String> {
-        use_up(&open(memory), world)
+        use_up(memory, world)
     }
 }
 
@@ -287,7 +316,7 @@ impl Case for Alloc {
             pod.free_of(world.survivor(), world, first * UNIT, GROUP, 0)
                 .map_err(error)?;
         }
-        use_up(&pod, world)
+        use_up(memory, world)
     }
 }
 
@@ -375,7 +404,7 @@ impl Case for Free {
             pod.free_of(world.survivor(), world, first * UNIT, GROUP, 0)
                 .map_err(error)?;
         }
-        use_up(&pod, world)
+        use_up(memory, world)
     }
 }
 
@@ -422,7 +451,7 @@ impl Case for Give {
     }
 
     fn go_on(&self, memory: &Mapping, _: &str, world: &World) -> Result<(), String> {
-        use_up(&open(memory), world)
+        use_up(memory, world)
     }
 }
 
@@ -494,6 +523,6 @@ impl Case for Recover {
     }
 
     fn go_on(&self, memory: &Mapping, _: &str, world: &World) -> Result<(), String> {
-        use_up(&open(memory), world)
+        use_up(memory, world)
     }
 }
