@@ -11,12 +11,14 @@ use lupin::shm::Mapping;
 
 use crate::case::{Case, PREDECESSOR};
 
+pub mod barrier;
 pub mod buddy;
 pub mod counters;
 pub mod heap;
 pub mod journal;
 pub mod log;
 pub mod offset_ptr;
+pub mod sync;
 pub mod table;
 pub mod tatas;
 pub mod work;
@@ -33,6 +35,8 @@ pub fn all() -> Vec<&'static dyn Case> {
         table::CASES,
         journal::CASES,
         offset_ptr::CASES,
+        barrier::CASES,
+        sync::CASES,
     ]
     .concat()
 }
