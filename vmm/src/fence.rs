@@ -71,6 +71,12 @@ impl FenceThread {
                     .chain(clients.iter().map(Connection::as_fd));
                 readable(fds)?
             };
+            // Before anybody comes or goes: the flags belong to these clients in this order.
+            let mut is_ready = ready[1..].iter();
+            clients.retain(|client| match is_ready.next() {
+                Some(true) => self.answer(client),
+                _ => true,
+            });
             if ready[0]
                 && let Some(client) = self.accept()
             {
@@ -80,11 +86,6 @@ impl FenceThread {
                 }
                 clients.push(client);
             }
-            let mut ready = ready[1..].iter();
-            clients.retain(|client| match ready.next() {
-                Some(true) => self.answer(client),
-                _ => true,
-            });
         }
     }
 
