@@ -1,0 +1,120 @@
+//! A model, and its runs.
+
+use crate::machine::Death;
+use crate::on_loom::{self, Bounds, Found, SeqCst, Sleep};
+use crate::on_shuttle::{self, Schedules};
+use crate::scene::Scene;
+
+/// A model.
+#[derive(Clone, Copy, Debug)]
+pub struct Model {
+    /// Its name: `structure.what`.
+    pub name: &'static str,
+    /// Builds one execution.
+    pub scene: fn() -> Scene,
+    /// How loom explores it; `None` where its states are too many.
+    pub loom: Option<LoomRun>,
+    /// Whether shuttle runs it.
+    pub shuttle: bool,
+    /// Whether its actors die.
+    pub deaths: bool,
+    /// What its sleepers need.
+    pub sleep: Sleep,
+}
+
+/// How loom explores a model.
+#[derive(Clone, Copy, Debug)]
+pub struct LoomRun {
+    /// Pre-emptions of an execution in the short form.
+    pub short: usize,
+    /// Pre-emptions of an execution in the long form.
+    pub long: usize,
+}
+
+/// Executions of one search of the short form, and of the long form, before it is given up.
+const EXECUTIONS: [u64; 2] = [30_000, 5_000_000];
+
+impl Model {
+    /// What most models are: all actors die, sleepers wait to be woken, and shuttle only. Their
+    /// name and scene are their own.
+    pub(crate) const WITH_DEATHS: Self = Self {
+        name: "",
+        scene: || Scene::new(4096),
+        loom: None,
+        shuttle: true,
+        deaths: true,
+        sleep: Sleep::UntilWoken,
+    };
+
+    /// The structure that it is about: its name up to the dot.
+    pub fn structure(&self) -> &'static str {
+        self.name.split('.').next().unwrap_or(self.name)
+    }
+
+    /// Explores all executions without a death, then those with one, for every access of every
+    /// mortal actor. Stops at the first failure.
+    pub fn loom(&self, short: bool) -> Found {
+        let mut sum = Found {
+            is_complete: true,
+            ..Found::default()
+        };
+        let Some(run) = self.loom else { return sum };
+        let bounds = |sleep| Bounds {
+            preemptions: Some(if short { run.short } else { run.long }),
+            // Whether somebody must be woken is where SeqCst decides; everything else must be
+            // right without it.
+            seq_cst: match sleep {
+                Sleep::Bounded => SeqCst::AcqRel,
+                Sleep::UntilWoken => SeqCst::Fenced,
+            },
+            sleep,
+            executions: EXECUTIONS[usize::from(!short)],
+        };
+        let mut add = |death, sleep| {
+            let found = on_loom::explore(self.scene, death, bounds(sleep));
+            sum.executions += found.executions;
+            sum.deaths += found.deaths;
+            sum.is_complete &= found.is_complete;
+            sum.failure = found.failure.map(|failure| match death {
+                None => failure,
+                Some(Death { actor, after }) => {
+                    format!("actor {actor} dies before its access {after}: {failure}")
+                }
+            });
+            (sum.failure.is_none(), found.deaths)
+        };
+        let mut sleeps = vec![Sleep::Bounded];
+        if self.sleep == Sleep::UntilWoken {
+            sleeps.push(Sleep::UntilWoken);
+        }
+        for sleep in sleeps {
+            if !add(None, sleep).0 {
+                return sum;
+            }
+            if !self.deaths {
+                continue;
+            }
+            for actor in crate::machine::under(|| (self.scene)().mortals()) {
+                for after in 0.. {
+                    match add(Some(Death { actor, after }), sleep) {
+                        (true, 0) => break,
+                        (true, _) => {}
+                        (false, _) => return sum,
+                    }
+                }
+            }
+        }
+        sum
+    }
+
+    /// Runs random schedules with random deaths.
+    pub fn shuttle(&self, count: u64, seed: u64) -> Found {
+        let schedules = Schedules {
+            count,
+            seed,
+            sleep: self.sleep,
+            deaths: self.deaths,
+        };
+        on_shuttle::run(self.scene, schedules)
+    }
+}

@@ -1,0 +1,144 @@
+//! The suite: which models, how much of them, and the report.
+
+use std::time::Instant;
+
+use lupin_report::{Bar, Report, Row};
+
+use crate::model::Model;
+use crate::models;
+use crate::on_loom::Found;
+use crate::orders;
+
+/// How much is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    is_short: bool,
+    schedules: u64,
+    seed: u64,
+}
+
+impl Form {
+    /// Some seconds in all.
+    pub const SHORT: Self = Self {
+        is_short: true,
+        schedules: 6_000,
+        seed: 1,
+    };
+
+    /// `schedules` for each structure, from `seed` on.
+    pub const fn long(schedules: u64, seed: u64) -> Self {
+        Self {
+            is_short: false,
+            schedules,
+            seed,
+        }
+    }
+}
+
+/// Schedules between two lines of progress; the next begin with the next seed.
+const CHUNK: u64 = 50_000;
+
+/// All models, the model of that name, or those of the structure of that name.
+pub fn select(name: Option<&str>) -> Vec<&'static Model> {
+    let is_meant = |model: &&Model| match name {
+        None => true,
+        Some(name) => model.name == name || model.structure() == name,
+    };
+    models::all().into_iter().filter(is_meant).collect()
+}
+
+/// Runs models; the report's rows are proofs that nothing failed.
+pub fn run(models: &[&Model], form: Form) -> Report {
+    let mut report = Report::new("lupin-models");
+    for model in models {
+        if model.loom.is_some() {
+            let start = Instant::now();
+            let found = model.loom(form.is_short);
+            progress(model, "loom", &found, start);
+            let unit = match found.is_complete {
+                true => "failures",
+                false => "failures (search cut short)",
+            };
+            report.push(row(model, "loom executions", unit, &found));
+        }
+        if model.shuttle {
+            let of_structure =
+                |other: &&&Model| other.shuttle && other.structure() == model.structure();
+            let share = models.iter().filter(of_structure).count() as u64;
+            let found = shuttle(model, form.schedules.div_ceil(share), form.seed);
+            report.push(row(model, "schedules", "failures", &found));
+        }
+    }
+    report
+}
+
+fn shuttle(model: &Model, schedules: u64, seed: u64) -> Found {
+    let mut sum = Found::default();
+    let mut chunk = 0;
+    while sum.executions < schedules && sum.failure.is_none() {
+        let start = Instant::now();
+        let count = CHUNK.min(schedules - sum.executions);
+        let found = model.shuttle(count, seed + chunk);
+        progress(model, "shuttle", &found, start);
+        sum.executions += found.executions;
+        sum.deaths += found.deaths;
+        sum.failure = found.failure;
+        chunk += 1;
+    }
+    sum
+}
+
+fn progress(model: &Model, engine: &str, found: &Found, start: Instant) {
+    let took = start.elapsed().as_secs_f64();
+    eprintln!(
+        "{:24} {engine:8} {:9} executions, {:9} with a death, {took:6.1} s",
+        model.name, found.executions, found.deaths
+    );
+    if let Some(failure) = &found.failure {
+        eprintln!("{failure}");
+    }
+}
+
+fn row(model: &Model, what: &str, unit: &str, found: &Found) -> Row {
+    let failures = f64::from(u8::from(found.failure.is_some()));
+    let deaths = found.deaths;
+    Row::new(
+        format!("{}: {what}, {deaths} with a death", model.name),
+        failures,
+        unit,
+    )
+    .n(found.executions)
+    .proof(Bar::AtMost(0.0))
+}
+
+/// Tries all weaker orders. An order that nobody misses must be among those that are explained.
+pub fn orders(models: &[&Model]) -> Report {
+    let models: Vec<_> = models
+        .iter()
+        .copied()
+        .filter(|m| m.loom.is_some())
+        .collect();
+    let mut report = Report::new("lupin-models orders");
+    let verdicts = orders::explore(&models, |verdict| {
+        let (has, tried) = (verdict.has, verdict.tried);
+        let end = match (&verdict.caught, verdict.reason()) {
+            (Some((model, _)), _) => format!("caught by {model}"),
+            (None, Some(reason)) => format!("not caught: {reason}"),
+            (None, None) => "NOT CAUGHT".into(),
+        };
+        eprintln!(
+            "{:48} {has:?} -> {tried:?}: {end}",
+            verdict.place.to_string()
+        );
+    });
+    for verdict in &verdicts {
+        let is_open = verdict.caught.is_none() && verdict.reason().is_none();
+        let name = format!("{} {:?} -> {:?}", verdict.place, verdict.has, verdict.tried);
+        let row = Row::new(name, f64::from(u8::from(is_open)), "unexplained");
+        report.push(row.proof(Bar::AtMost(0.0)));
+    }
+    let caught = verdicts.iter().filter(|v| v.caught.is_some()).count();
+    let share = 100.0 * caught as f64 / verdicts.len().max(1) as f64;
+    report.push(Row::new("weaker orders caught", share, "%").n(verdicts.len() as u64));
+    report
+}

@@ -1,0 +1,9 @@
+//! The short form of the suite.
+
+use lupin_models::suite::{self, Form};
+
+#[test]
+fn no_model_fails() {
+    let report = suite::run(&suite::select(None), Form::SHORT);
+    assert!(report.is_proven(), "{}", report.table());
+}
