@@ -21,3 +21,8 @@ pub fn put(cell: &AtomicU64, value: u64) {
         Ordering::Relaxed,
     );
 }
+
+/// Loads a word, `Acquire`.
+pub fn get_acquire(cell: &AtomicU64) -> u64 {
+    machine::access(cell.as_ptr().addr(), 8, Kind::Load, Ordering::Acquire)
+}

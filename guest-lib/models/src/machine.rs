@@ -398,6 +398,10 @@ pub(crate) fn is_alive(instance: InstanceId) -> bool {
         let index = machine.actors.borrow().iter().position(|a| *a == instance);
         let engine = machine.engine();
         match (index, machine.death.get(), &engine) {
+            // Before the actors begin, those who will be are alive.
+            (None, _, Engine::Native) if machine.actors.borrow().is_empty() => {
+                (1..=8).contains(&instance.id()) && instance.generation() == 1
+            }
             (None, ..) => false,
             (Some(index), Some(death), _) if death.actor != index => true,
             (Some(_), None, _) => true,

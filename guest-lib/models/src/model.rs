@@ -25,10 +25,23 @@ pub struct Model {
 /// How loom explores a model.
 #[derive(Clone, Copy, Debug)]
 pub struct LoomRun {
-    /// Pre-emptions of an execution in the short form.
-    pub short: usize,
-    /// Pre-emptions of an execution in the long form.
-    pub long: usize,
+    short: Option<usize>,
+    long: usize,
+}
+
+impl LoomRun {
+    /// With so many pre-emptions of an execution in the short form, and in the long one.
+    pub const fn new(short: usize, long: usize) -> Self {
+        Self {
+            short: Some(short),
+            long,
+        }
+    }
+
+    /// In the long form only.
+    pub const fn long(long: usize) -> Self {
+        Self { short: None, long }
+    }
 }
 
 /// Executions of one search of the short form, and of the long form, before it is given up.
@@ -51,6 +64,12 @@ impl Model {
         self.name.split('.').next().unwrap_or(self.name)
     }
 
+    /// Pre-emptions of an execution under loom; `None` if it does not run there.
+    pub fn preemptions(&self, short: bool) -> Option<usize> {
+        let run = self.loom?;
+        if short { run.short } else { Some(run.long) }
+    }
+
     /// Explores all executions without a death, then those with one, for every access of every
     /// mortal actor. Stops at the first failure.
     pub fn loom(&self, short: bool) -> Found {
@@ -58,9 +77,11 @@ impl Model {
             is_complete: true,
             ..Found::default()
         };
-        let Some(run) = self.loom else { return sum };
+        let Some(preemptions) = self.preemptions(short) else {
+            return sum;
+        };
         let bounds = |sleep| Bounds {
-            preemptions: Some(if short { run.short } else { run.long }),
+            preemptions: Some(preemptions),
             // Whether somebody must be woken is where SeqCst decides; everything else must be
             // right without it.
             seq_cst: match sleep {

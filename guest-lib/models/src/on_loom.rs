@@ -24,7 +24,7 @@ use lupin::probe::Kind;
 use crate::machine::{self, Death, Engine};
 use crate::on_shuttle::take_sleepers;
 use crate::quiet;
-use crate::scene::{End, Judge, Scene};
+use crate::scene::{End, Here, Judge, Scene};
 
 /// What becomes of `SeqCst` accesses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +109,10 @@ pub(crate) fn explore(scene: fn() -> Scene, death: Option<Death>, bounds: Bounds
         let ended = {
             let (known, found) = (known.clone(), found.clone());
             let search = move || {
-                builder.check(move || execution(scene, death, bounds, &known, &found));
+                builder.check(move || {
+                    let (known, found) = (known.clone(), found.clone());
+                    spawn(move || execution(scene, death, bounds, &known, &found));
+                });
             };
             quiet::run(|| machine::under(|| catch_unwind(AssertUnwindSafe(search))))
         };
@@ -135,6 +138,16 @@ pub(crate) fn explore(scene: fn() -> Scene, death: Option<Death>, bounds: Bounds
     }
 }
 
+/// Words of a thread's stack. loom's own measure is too small for a heap.
+const STACK: usize = 32 << 10;
+
+fn spawn(body: impl FnOnce() + 'static) {
+    let body = Here(body);
+    let thread = loom::thread::Builder::new().stack_size(STACK);
+    let spawned = thread.spawn(move || body.into_inner()());
+    spawned.expect("loom has threads");
+}
+
 fn execution(
     scene: fn() -> Scene,
     death: Option<Death>,
@@ -150,7 +163,7 @@ fn execution(
     machine::reset(Engine::Loom(memory.clone()), &instances, death);
     for (index, (me, body)) in scene.actors.into_iter().enumerate() {
         let memory = memory.clone();
-        loom::thread::spawn(move || {
+        spawn(move || {
             machine::act(index, me, body);
             memory.running.set(memory.running.get() - 1);
             let main = memory.main.borrow().clone();
@@ -244,12 +257,12 @@ impl LoomMemory {
     /// A futex: whether the word holds `seen` and falling asleep are one step towards the wakers,
     /// between full barriers on both sides.
     pub(crate) fn sleep(&self, actor: usize, address: usize, seen: u32) {
-        let is_bounded = self.bounds.sleep == Sleep::Bounded
-            || !machine::is_shared(address)
-            || machine::misses_death(actor);
-        if is_bounded {
+        let yields = || {
             loom::thread::yield_now();
-            return fence(Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+        };
+        if self.bounds.sleep == Sleep::Bounded || !machine::is_shared(address) {
+            return yields();
         }
         fence(Ordering::SeqCst);
         match self.words.get(&address) {
@@ -265,6 +278,10 @@ impl LoomMemory {
                 }
             }
             Some(_) => panic!("a futex has 32 bits"),
+        }
+        // From here to the park nobody else runs.
+        if machine::misses_death(actor) {
+            return yields();
         }
         let me = loom::thread::current();
         self.sleepers.borrow_mut().push_back((address, me));

@@ -39,6 +39,20 @@ impl Actor {
     }
 }
 
+/// Something for an actor that is not `Send`. The engines run all actors on one thread.
+#[derive(Debug)]
+pub struct Here<T>(pub T);
+
+impl<T> Here<T> {
+    /// The thing itself.
+    pub fn into_inner(self) -> T {
+        self.0
+    }
+}
+
+// SAFETY: actors are coroutines of the thread that built the scene; nothing is sent anywhere.
+unsafe impl<T> Send for Here<T> {}
+
 /// How an execution ended.
 #[derive(Clone, Copy, Debug)]
 pub struct End {

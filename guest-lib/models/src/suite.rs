@@ -51,7 +51,7 @@ pub fn select(name: Option<&str>) -> Vec<&'static Model> {
 pub fn run(models: &[&Model], form: Form) -> Report {
     let mut report = Report::new("lupin-models");
     for model in models {
-        if model.loom.is_some() {
+        if model.preemptions(form.is_short).is_some() {
             let start = Instant::now();
             let found = model.loom(form.is_short);
             progress(model, "loom", &found, start);
@@ -116,7 +116,7 @@ pub fn orders(models: &[&Model]) -> Report {
     let models: Vec<_> = models
         .iter()
         .copied()
-        .filter(|m| m.loom.is_some())
+        .filter(|m| m.preemptions(true).is_some())
         .collect();
     let mut report = Report::new("lupin-models orders");
     let verdicts = orders::explore(&models, |verdict| {

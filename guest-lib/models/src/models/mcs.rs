@@ -12,13 +12,13 @@ pub(super) const MODELS: &[Model] = &[
     Model {
         name: "mcs.two",
         scene: || pair::scene::<Mcs>(2, 1, Before::Free),
-        loom: Some(LoomRun { short: 1, long: 3 }),
+        loom: Some(LoomRun::new(1, 3)),
         ..Model::WITH_DEATHS
     },
     Model {
         name: "mcs.orphan",
         scene: || pair::scene::<Mcs>(2, 1, Before::Orphaned),
-        loom: Some(LoomRun { short: 1, long: 2 }),
+        loom: Some(LoomRun::long(2)),
         ..Model::WITH_DEATHS
     },
     Model {

@@ -1,8 +1,13 @@
 //! The models, by structure.
 
+mod buddy;
+mod collections;
+mod heap;
+mod log;
 mod mcs;
 mod offset_ptr;
 mod pair;
+mod sync;
 mod tatas;
 mod work;
 
@@ -10,8 +15,18 @@ use crate::model::Model;
 
 /// All models.
 pub fn all() -> Vec<&'static Model> {
-    [tatas::MODELS, mcs::MODELS, offset_ptr::MODELS, work::MODELS]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        tatas::MODELS,
+        mcs::MODELS,
+        offset_ptr::MODELS,
+        work::MODELS,
+        sync::MODELS,
+        log::MODELS,
+        buddy::MODELS,
+        heap::MODELS,
+        collections::MODELS,
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }

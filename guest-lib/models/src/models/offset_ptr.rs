@@ -12,7 +12,7 @@ use crate::scene::Scene;
 pub(super) const MODELS: &[Model] = &[Model {
     name: "offset_ptr.push",
     scene: push,
-    loom: Some(LoomRun { short: 2, long: 4 }),
+    loom: Some(LoomRun::new(2, 4)),
     ..Model::WITH_DEATHS
 }];
 

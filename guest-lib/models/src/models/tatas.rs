@@ -12,13 +12,13 @@ pub(super) const MODELS: &[Model] = &[
     Model {
         name: "tatas.two",
         scene: || pair::scene::<Tatas>(2, 1, Before::Free),
-        loom: Some(LoomRun { short: 2, long: 4 }),
+        loom: Some(LoomRun::new(2, 4)),
         ..Model::WITH_DEATHS
     },
     Model {
         name: "tatas.orphan",
         scene: || pair::scene::<Tatas>(2, 1, Before::Orphaned),
-        loom: Some(LoomRun { short: 1, long: 3 }),
+        loom: Some(LoomRun::new(0, 3)),
         ..Model::WITH_DEATHS
     },
     Model {

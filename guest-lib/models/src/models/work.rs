@@ -12,7 +12,7 @@ pub(super) const MODELS: &[Model] = &[
     Model {
         name: "work.one_unit",
         scene: || workers(2, 1),
-        loom: Some(LoomRun { short: 1, long: 2 }),
+        loom: Some(LoomRun::new(1, 2)),
         sleep: Sleep::Bounded,
         ..Model::WITH_DEATHS
     },

@@ -1,0 +1,169 @@
+//! Counters, results tables and journals.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lupin::InstanceId;
+use lupin::collections::{Claim, Counters, CountersSpec, Journal, JournalSpec, Table, TableSpec};
+
+use crate::model::{LoomRun, Model};
+use crate::scene::{Here, Judge, Scene};
+
+pub(super) const MODELS: &[Model] = &[
+    Model {
+        name: "counters.two",
+        scene: || counters(2, 1),
+        loom: Some(LoomRun::new(1, 2)),
+        ..Model::WITH_DEATHS
+    },
+    Model {
+        name: "counters.three",
+        scene: || counters(3, 3),
+        ..Model::WITH_DEATHS
+    },
+    Model {
+        name: "table.one_cell",
+        scene: || table(2, 1),
+        loom: Some(LoomRun::new(1, 2)),
+        ..Model::WITH_DEATHS
+    },
+    Model {
+        name: "table.three",
+        scene: || table(3, 3),
+        ..Model::WITH_DEATHS
+    },
+    Model {
+        name: "journal.two",
+        scene: || journal(2, 1),
+        loom: Some(LoomRun::new(1, 2)),
+        ..Model::WITH_DEATHS
+    },
+    Model {
+        name: "journal.three",
+        scene: || journal(3, 3),
+        ..Model::WITH_DEATHS
+    },
+];
+
+const CREATOR: InstanceId = InstanceId::new(8, 1);
+
+/// Each adds to its shard while one reads the sum, which never goes back.
+fn counters(actors: u32, rounds: u64) -> Scene {
+    let mut scene = Scene::new(8192);
+    let spec = CountersSpec {
+        counters: 1,
+        shards: 4,
+    };
+    let counters = Counters::create(scene.memory(), 64, &spec, CREATOR, &Judge).expect("room");
+    let done = Arc::new(AtomicU64::new(0));
+    for id in 1..=actors {
+        let shard = counters
+            .join(InstanceId::new(id, 1), &Judge)
+            .expect("a shard");
+        let (mut shard, done) = (shard, done.clone());
+        scene.actor(move |_| {
+            for ticket in 1..=rounds {
+                assert!(shard.add_once(0, ticket, 1).expect("sane"));
+                done.fetch_add(1, Ordering::Relaxed);
+                assert!(!shard.add_once(0, ticket, 1).expect("sane"), "added twice");
+            }
+        });
+    }
+    scene.immortal(move |_| {
+        let first = counters.sum(0).expect("sane");
+        let second = counters.sum(0).expect("sane");
+        assert!(first <= second, "a sum went back from {first} to {second}");
+    });
+    scene.finally(move |end| {
+        let sum = counters.sum(0).expect("sane");
+        let done = done.load(Ordering::Relaxed);
+        let most = done + u64::from(end.dead.is_some());
+        assert!((done..=most).contains(&sum), "{sum} after {done} additions");
+    });
+    scene
+}
+
+/// Each cell gets one result, whole.
+fn table(actors: u32, cells: u32) -> Scene {
+    let mut scene = Scene::new(8192);
+    let spec = TableSpec { cells, bytes: 16 };
+    let table = Table::create(scene.memory(), 64, &spec, CREATOR, &Judge).expect("room");
+    for _ in 0..actors {
+        scene.actor(move |actor| {
+            for cell in 0..cells {
+                match table.claim(cell, actor.me, &actor.judge).expect("sane") {
+                    Claim::Mine(claimed) => {
+                        // Lost to a slower one that was thought to be dead: nobody is, here.
+                        claimed.commit(&[actor.me.id() as u8; 16]).expect("its own");
+                    }
+                    Claim::Done(_) | Claim::Theirs(_) => {}
+                }
+                if let Some(bytes) = table.get(cell).expect("sane") {
+                    assert!(
+                        bytes.iter().all(|b| *b == bytes[0]),
+                        "half a result: {bytes:?}"
+                    );
+                    assert_eq!(bytes.len(), 16);
+                }
+            }
+        });
+    }
+    scene.finally(move |end| {
+        let heir = InstanceId::new(8, 1);
+        for cell in 0..cells {
+            if let Claim::Mine(claimed) = table.claim(cell, heir, &end.judge).expect("sane") {
+                assert!(end.dead.is_some(), "a cell was left out");
+                claimed.commit(&[8; 16]).expect("its own");
+            }
+            assert!(table.get(cell).expect("sane").is_some());
+        }
+    });
+    scene
+}
+
+/// Every record that an append returned for is there once, whole; no other is.
+fn journal(actors: u32, rounds: u64) -> Scene {
+    let mut scene = Scene::new(8192);
+    let spec = JournalSpec {
+        appenders: 4,
+        bytes: 1024,
+    };
+    let journal = Journal::create(scene.memory(), 64, &spec, CREATOR, &Judge).expect("room");
+    let appended: Arc<Mutex<BTreeSet<(u64, u64)>>> = Arc::default();
+    for id in 1..=actors {
+        let me = InstanceId::new(id, 1);
+        let appender = Here(journal.join(me, &Judge).expect("a place"));
+        let appended = appended.clone();
+        scene.actor(move |actor| {
+            let mut appender = appender.into_inner();
+            for tag in 1..=rounds {
+                appender.append(tag, &[tag as u8; 9]).expect("room");
+                appended
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert((me.word(), tag));
+            }
+            for record in journal.records(&actor.judge) {
+                let record = record.expect("sane");
+                assert_eq!(record.bytes, [record.tag as u8; 9], "half a record");
+            }
+        });
+    }
+    scene.finally(move |end| {
+        let appended = appended.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = BTreeSet::new();
+        for record in journal.records(&end.judge) {
+            let record = record.expect("sane");
+            let key = (record.author.word(), record.tag);
+            assert!(seen.insert(key), "{key:x?} is there twice");
+            let is_known = appended.contains(&key) || Some(record.author) == end.dead;
+            assert!(is_known, "{key:x?} was never appended");
+        }
+        assert!(
+            seen.is_superset(&appended),
+            "{seen:x?} lacks some of {appended:x?}"
+        );
+    });
+    scene
+}
