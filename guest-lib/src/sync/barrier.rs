@@ -27,6 +27,35 @@
 //! Scalable Synchronization on Shared-Memory Multiprocessors*, section 3), with a number instead
 //! of a sense, and flags a seat as in its dissemination barriers instead of a counter: a counter
 //! cannot tell who is missing.
+//!
+//! ```
+//! use lupin::InstanceId;
+//! use lupin::sync::barrier::{Barrier, BarrierError, BarrierWords};
+//!
+//! # fn main() -> Result<(), BarrierError> {
+//! // In a segment, as a field of a struct there; its users are threads of several nodes.
+//! let words = BarrierWords::<2>::default();
+//! let [one, two] = [1, 2].map(|id| InstanceId::new(id, 1));
+//!
+//! let all_live = |_: InstanceId| true;
+//! let barrier = Barrier::new(&words)?;
+//! let mut mine = barrier.join(one, &all_live)?;
+//! let mut yours = barrier.join(two, &all_live)?;
+//! std::thread::scope(|scope| {
+//!     let other = scope.spawn(|| yours.wait(&all_live));
+//!     assert_eq!(mine.wait(&all_live)?.round, 0);
+//!     assert!(other.join().is_ok_and(|passed| passed.is_ok()));
+//!     Ok::<_, BarrierError>(())
+//! })?;
+//!
+//! let two_died = |instance| instance != two;
+//! let error = mine.wait(&two_died).unwrap_err();
+//! assert_eq!(error, BarrierError::Dead { dead: two, round: 1 });
+//! // The others go on.
+//! assert_eq!(mine.wait(&two_died)?.round, 2);
+//! # Ok(())
+//! # }
+//! ```
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;

@@ -20,6 +20,39 @@
 //! So wake-ups may come without a reason, as with every condition variable: check the data, or
 //! let [`Condvar::wait_while`] do so. `notify_one` wakes one sleeper at once; others may wake at
 //! their next look as well.
+//!
+//! ```
+//! use lupin::InstanceId;
+//! use lupin::abi::system::LockWords;
+//! use lupin::lock::{LockError, RecoverableLock};
+//! use lupin::sync::condvar::{Condvar, CondvarWords};
+//! use std::sync::atomic::{AtomicU64, Ordering};
+//!
+//! # fn main() -> Result<(), LockError> {
+//! // In a segment, as fields of a struct there; their users are threads of several nodes.
+//! let (lock, changed, items) = (LockWords::default(), CondvarWords::default(), AtomicU64::new(0));
+//! let (lock, changed) = (RecoverableLock::new(&lock), Condvar::new(&changed));
+//! let [producer, consumer] = [1, 2].map(|id| InstanceId::new(id, 1));
+//! let all_live = |_: InstanceId| true;
+//! // One word: a death leaves nothing to repair.
+//! let repair = |_: InstanceId| Ok::<_, LockError>(());
+//!
+//! std::thread::scope(|scope| {
+//!     scope.spawn(|| {
+//!         let guard = lock.lock(producer, &all_live)?.or_repair(repair)?;
+//!         items.store(1, Ordering::Relaxed);
+//!         guard.unlock()?;
+//!         changed.notify_one();
+//!         Ok::<_, LockError>(())
+//!     });
+//!     let guard = lock.lock(consumer, &all_live)?.or_repair(repair)?;
+//!     let none = || items.load(Ordering::Relaxed) == 0;
+//!     let guard = changed.wait_while(guard, &all_live, none, repair)?;
+//!     items.store(0, Ordering::Relaxed);
+//!     guard.unlock()
+//! })
+//! # }
+//! ```
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;

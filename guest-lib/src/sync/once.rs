@@ -14,6 +14,28 @@
 //! last step publishes them, and an `Acquire` load of the state finds them. Whoever comes while
 //! another computes sleeps, asks the judge, and takes over from a dead one: there is no state in
 //! which a death leaves the others waiting.
+//!
+//! ```
+//! use lupin::InstanceId;
+//! use lupin::sync::once::{OnceCell, OnceError, OnceWords};
+//!
+//! # fn main() -> Result<(), OnceError> {
+//! // In a segment, as a field of a struct there; its users are threads of several nodes.
+//! let words = OnceWords::<2>::default();
+//! let (me, all_live) = (InstanceId::new(1, 1), |_: InstanceId| true);
+//!
+//! let bounds = OnceCell::new(&words);
+//! assert!(bounds.get().is_none());
+//! let value = bounds.get_or_init(me, &all_live, |filler| {
+//!     filler.set(0, 17);
+//!     filler.set(1, 42);
+//!     Ok::<_, OnceError>(())
+//! })?;
+//! assert!(value.iter().eq([17, 42]));
+//! assert_eq!(bounds.get().map(|value| value.get(1)), Some(42));
+//! # Ok(())
+//! # }
+//! ```
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;

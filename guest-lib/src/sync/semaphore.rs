@@ -19,6 +19,29 @@
 //! another lowers (a count of items) cannot tell whose count is lost with whom; a queue can.
 //!
 //! Waiters are not served in order; a wake-up lets one waiter look.
+//!
+//! ```
+//! use lupin::InstanceId;
+//! use lupin::sync::semaphore::{Semaphore, SemaphoreError, SemaphoreWords};
+//!
+//! # fn main() -> Result<(), SemaphoreError> {
+//! // In a segment, as a field of a struct there; its users are threads of several nodes.
+//! let words = SemaphoreWords::<2>::default();
+//! let [one, two, three] = [1, 2, 3].map(|id| InstanceId::new(id, 1));
+//!
+//! let all_live = |_: InstanceId| true;
+//! let disk = Semaphore::new(&words);
+//! let permit = disk.acquire(one, &all_live)?;
+//! std::mem::forget(disk.acquire(two, &all_live)?);
+//! assert!(disk.try_acquire(three, &all_live).is_err());
+//!
+//! let two_died = |instance| instance != two;
+//! let reclaimed = disk.acquire(three, &two_died)?;
+//! assert_eq!(reclaimed.reclaimed_from(), Some(two));
+//! permit.release()?;
+//! # Ok(())
+//! # }
+//! ```
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
