@@ -315,6 +315,11 @@ pub(crate) fn access(address: usize, width: usize, kind: Kind, order: Ordering) 
     ADAPTER.access(address, width, kind, order)
 }
 
+/// A pause of a model itself.
+pub(crate) fn pause() {
+    ADAPTER.pause();
+}
+
 fn give_way(engine: &Engine) {
     match engine {
         Engine::Loom(_) => loom::thread::yield_now(),

@@ -89,6 +89,7 @@ impl Model {
                 Sleep::UntilWoken => SeqCst::Fenced,
             },
             sleep,
+            is_deep: self.loom.is_some_and(|run| run.short.is_none()),
             executions: EXECUTIONS[usize::from(!short)],
         };
         let mut add = |death, sleep| {

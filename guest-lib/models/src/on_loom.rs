@@ -21,6 +21,7 @@ use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, fence};
 use loom::thread::Thread;
 use lupin::probe::Kind;
 
+use crate::history::Time;
 use crate::machine::{self, Death, Engine};
 use crate::on_shuttle::take_sleepers;
 use crate::quiet;
@@ -53,6 +54,8 @@ pub struct Bounds {
     pub seq_cst: SeqCst,
     /// See [`Sleep`].
     pub sleep: Sleep,
+    /// Whether the scene needs more stack than loom's first thread has.
+    pub is_deep: bool,
     /// Executions after which the search is given up.
     pub executions: u64,
 }
@@ -111,7 +114,11 @@ pub(crate) fn explore(scene: fn() -> Scene, death: Option<Death>, bounds: Bounds
             let search = move || {
                 builder.check(move || {
                     let (known, found) = (known.clone(), found.clone());
-                    spawn(move || execution(scene, death, bounds, &known, &found));
+                    let run = move || execution(scene, death, bounds, &known, &found);
+                    match bounds.is_deep {
+                        true => spawn(run),
+                        false => run(),
+                    }
                 });
             };
             quiet::run(|| machine::under(|| catch_unwind(AssertUnwindSafe(search))))
@@ -183,7 +190,12 @@ fn execution(
         found.executions += 1;
         found.deaths += u64::from(dead.is_some());
     }
-    (scene.check)(&End { dead, judge: Judge });
+    let time = Time::Program;
+    (scene.check)(&End {
+        dead,
+        judge: Judge,
+        time,
+    });
 }
 
 impl LoomMemory {

@@ -9,6 +9,7 @@ use lupin::shm::{Access, Mapping};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 
+use crate::history::Time;
 use crate::machine;
 
 /// One run of a model, ready to begin: built anew for every execution.
@@ -60,6 +61,8 @@ pub struct End {
     pub dead: Option<InstanceId>,
     /// A judge who knows everything.
     pub judge: Judge,
+    /// What "before" means for histories of this engine.
+    pub time: Time,
 }
 
 impl Scene {

@@ -47,9 +47,11 @@ pub fn select(name: Option<&str>) -> Vec<&'static Model> {
     models::all().into_iter().filter(is_meant).collect()
 }
 
-/// Runs models; the report's rows are proofs that nothing failed.
+/// Runs models; the report's rows are proofs that nothing failed, and that what is broken on
+/// purpose was caught.
 pub fn run(models: &[&Model], form: Form) -> Report {
     let mut report = Report::new("lupin-models");
+    push_controls(&mut report);
     for model in models {
         if model.preemptions(form.is_short).is_some() {
             let start = Instant::now();
@@ -70,6 +72,41 @@ pub fn run(models: &[&Model], form: Form) -> Report {
         }
     }
     report
+}
+
+/// Runs what is broken on purpose; the rows are proofs that it was caught, and for its reason.
+pub fn controls() -> Report {
+    let mut report = Report::new("lupin-models controls");
+    push_controls(&mut report);
+    report
+}
+
+fn push_controls(report: &mut Report) {
+    for control in models::controls() {
+        let model = control.model;
+        let start = Instant::now();
+        let (engine, found) = match model.loom {
+            Some(_) => ("loom", model.loom(true)),
+            None => ("shuttle", model.shuttle(2_000, 1)),
+        };
+        let caught = found
+            .failure
+            .as_deref()
+            .is_some_and(|f| f.contains(control.because));
+        let took = start.elapsed().as_secs_f64();
+        let verdict = if caught { "caught" } else { "NOT CAUGHT" };
+        eprintln!("{:24} {engine:8} {verdict}, {took:6.1} s", model.name);
+        if let (false, Some(failure)) = (caught, &found.failure) {
+            eprintln!("{failure}");
+        }
+        let name = format!("{}: {} sees it", model.name, control.oracle);
+        let caught = f64::from(u8::from(caught));
+        report.push(
+            Row::new(name, caught, "caught")
+                .n(found.executions)
+                .proof(Bar::AtLeast(1.0)),
+        );
+    }
 }
 
 fn shuttle(model: &Model, schedules: u64, seed: u64) -> Found {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lupin::InstanceId;
 use lupin::collections::{Claim, Counters, CountersSpec, Journal, JournalSpec, Table, TableSpec};
 
+use crate::history::{History, Spec};
 use crate::model::{LoomRun, Model};
 use crate::scene::{Here, Judge, Scene};
 
@@ -84,34 +85,61 @@ fn counters(actors: u32, rounds: u64) -> Scene {
     scene
 }
 
+/// A cell of a results table: the first result stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Cell(Option<u8>);
+
+#[derive(Clone, Debug)]
+enum CellOp {
+    Commit(u8),
+    Get,
+}
+
+impl Spec for Cell {
+    type Op = CellOp;
+    type Answer = Option<u8>;
+
+    fn apply(&mut self, op: &CellOp) -> Option<u8> {
+        match op {
+            CellOp::Commit(result) => Some(*self.0.get_or_insert(*result)),
+            CellOp::Get => self.0,
+        }
+    }
+}
+
 /// Each cell gets one result, whole.
 fn table(actors: u32, cells: u32) -> Scene {
     let mut scene = Scene::new(8192);
     let spec = TableSpec { cells, bytes: 16 };
     let table = Table::create(scene.memory(), 64, &spec, CREATOR, &Judge).expect("room");
+    let histories: Vec<History<Cell>> = (0..cells).map(|_| History::default()).collect();
     for _ in 0..actors {
+        let histories = histories.clone();
         scene.actor(move |actor| {
-            for cell in 0..cells {
+            for (cell, history) in (0..cells).zip(&histories) {
                 match table.claim(cell, actor.me, &actor.judge).expect("sane") {
                     Claim::Mine(claimed) => {
                         // Lost to a slower one that was thought to be dead: nobody is, here.
-                        claimed.commit(&[actor.me.id() as u8; 16]).expect("its own");
+                        let result = actor.me.id() as u8;
+                        history.run(actor, CellOp::Commit(result), || {
+                            claimed.commit(&[result; 16]).expect("its own");
+                            Some(result)
+                        });
                     }
                     Claim::Done(_) | Claim::Theirs(_) => {}
                 }
-                if let Some(bytes) = table.get(cell).expect("sane") {
-                    assert!(
-                        bytes.iter().all(|b| *b == bytes[0]),
-                        "half a result: {bytes:?}"
-                    );
-                    assert_eq!(bytes.len(), 16);
-                }
+                history.run(actor, CellOp::Get, || {
+                    let bytes = table.get(cell).expect("sane")?;
+                    assert_eq!(bytes, [bytes[0]; 16], "half a result");
+                    Some(bytes[0])
+                });
             }
         });
     }
     scene.finally(move |end| {
         let heir = InstanceId::new(8, 1);
-        for cell in 0..cells {
+        for (cell, history) in (0..cells).zip(histories) {
+            history.check(Cell::default(), end.time);
             if let Claim::Mine(claimed) = table.claim(cell, heir, &end.judge).expect("sane") {
                 assert!(end.dead.is_some(), "a cell was left out");
                 claimed.commit(&[8; 16]).expect("its own");

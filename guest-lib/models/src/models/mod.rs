@@ -2,6 +2,7 @@
 
 mod buddy;
 mod collections;
+pub mod control;
 mod heap;
 mod log;
 mod mcs;
@@ -29,4 +30,9 @@ pub fn all() -> Vec<&'static Model> {
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// Broken things that a sound suite catches.
+pub fn controls() -> &'static [control::Control] {
+    control::CONTROLS
 }
