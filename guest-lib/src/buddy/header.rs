@@ -10,6 +10,7 @@ use lupin_abi::InstanceId;
 
 use super::error::BuddyError;
 use crate::liveness::Liveness;
+use crate::lock::LockError;
 use crate::log::checksum;
 use crate::mem::{cas64, fill64, load64, store64};
 use crate::pod_safe::{PodSafe, PodShared};
@@ -55,6 +56,9 @@ impl Header {
         me: InstanceId,
         judge: &impl Liveness,
     ) -> Result<Claimed, BuddyError> {
+        if me.is_none() {
+            return Err(LockError::NoInstance(me).into());
+        }
         match cas64(&self.magic, 0, magic, Ordering::AcqRel) {
             Ok(_) => {}
             Err(found) if found == magic => {}

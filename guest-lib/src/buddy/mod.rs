@@ -30,9 +30,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use lupin_abi::InstanceId;
 
 use crate::liveness::Liveness;
-use crate::log::Record;
+use crate::log::{LogError, Record};
 use crate::mem::{fill64, load64};
-use crate::shm::Mapping;
+use crate::shm::{Access, Mapping};
 use header::{Claimed, FIELDS, Header};
 use tree::{Tree, Words};
 
@@ -130,7 +130,8 @@ impl<'m> Buddy<'m> {
     ///
     /// # Errors
     /// [`BuddyError::BeingCreated`] by somebody alive, [`BuddyError::NotThis`],
-    /// [`BuddyError::Spec`], [`BuddyError::Memory`] if it does not fit.
+    /// [`BuddyError::Spec`], [`BuddyError::Memory`] if it does not fit, [`BuddyError::Log`] if the
+    /// mapping is read-only, [`BuddyError::Lock`] if `me` is nobody.
     pub fn create(
         memory: &'m Mapping,
         at: u64,
@@ -140,6 +141,7 @@ impl<'m> Buddy<'m> {
     ) -> Result<Self, BuddyError> {
         let tree = spec.check()?;
         let words = memory.get_slice::<AtomicU64>(at, metadata_size(spec) / 8)?;
+        writable(memory, at)?;
         let header: &Header = memory.get(at)?;
         if header.claim(at, MAGIC, spec.fields(), me, judge)? == Claimed::Fresh {
             let words = words[size_of::<Header>() / 8..].iter();
@@ -381,6 +383,14 @@ impl<'m> Buddy<'m> {
 
     fn corrupt(&self, at: u64, field: &'static str, found: u64) -> BuddyError {
         BuddyError::Corrupt { at, field, found }
+    }
+}
+
+/// Refuses a mapping that allows no stores.
+fn writable(memory: &Mapping, at: u64) -> Result<(), BuddyError> {
+    match memory.access() {
+        Access::ReadWrite => Ok(()),
+        Access::ReadOnly => Err(LogError::ReadOnly { at }.into()),
     }
 }
 

@@ -23,7 +23,7 @@ use lupin_abi::{InstanceId, NodeId};
 use super::audit::BuddyAudit;
 use super::header::{Claimed, FIELDS, Header};
 use super::tree::Tree;
-use super::{Buddy, BuddyError, BuddySpec, Chunk, metadata_size};
+use super::{Buddy, BuddyError, BuddySpec, Chunk, metadata_size, writable};
 use crate::liveness::Liveness;
 use crate::lock::{LockGuard, LockState, RecoverableLock};
 use crate::log::{Log, Outcome, Record, log_size};
@@ -122,7 +122,8 @@ impl<'m> PodAllocator<'m> {
     ///
     /// # Errors
     /// [`BuddyError::BeingCreated`] by somebody alive, [`BuddyError::NotThis`],
-    /// [`BuddyError::Spec`], [`BuddyError::Memory`] if it does not fit.
+    /// [`BuddyError::Spec`], [`BuddyError::Memory`] if it does not fit, [`BuddyError::Log`] if the
+    /// mapping is read-only, [`BuddyError::Lock`] if `me` is nobody.
     pub fn create(
         memory: &'m Mapping,
         at: u64,
@@ -133,6 +134,7 @@ impl<'m> PodAllocator<'m> {
         spec.check()?;
         let size = spec.metadata_size();
         let buddy_at = fits(memory, at, size)? + spec.buddy_at();
+        writable(memory, at)?;
         let header: &Header = memory.get(at)?;
         let buddy = match header.claim(at, MAGIC, spec.fields(), me, judge)? {
             // Logs and lock are as their memory: all zero, which is empty and free.
@@ -326,6 +328,7 @@ impl<'m> PodAllocator<'m> {
         me: InstanceId,
         judge: &impl Liveness,
     ) -> Result<Option<Outcome>, BuddyError> {
+        writable(self.memory, self.at)?;
         let lock = self.lock()?;
         if let Some(orphan) = lock.resolve_own(me, judge)? {
             let outcome = self.settle(orphan.previous())?;
@@ -415,6 +418,7 @@ impl<'m> PodAllocator<'m> {
         judge: &impl Liveness,
         outcome: &mut Option<Outcome>,
     ) -> Result<LockGuard<'m>, BuddyError> {
+        writable(self.memory, self.at)?;
         self.lock()?.lock(me, judge)?.or_repair(|dead| {
             *outcome = Some(self.settle(dead)?);
             Ok(())

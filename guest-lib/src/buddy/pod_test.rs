@@ -433,6 +433,34 @@ fn who_has_no_log_and_what_is_no_offset_is_named() {
     assert!(matches!(error, BuddyError::Memory(_)));
 }
 
+#[test]
+fn what_may_only_be_read_is_not_written() {
+    let shape = spec(70);
+    let len = (AT + shape.metadata_size()).next_multiple_of(4096);
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(len).unwrap();
+    let written = Mapping::new(&file, 0, len, Access::ReadWrite).unwrap();
+    let read = Mapping::new(&file, 0, len, Access::ReadOnly).unwrap();
+    let judge = all_but(&[]);
+    let refused = |error| matches!(error, BuddyError::Log(LogError::ReadOnly { .. }));
+    assert!(PodAllocator::create(&read, AT, &shape, A, &judge).is_err_and(refused));
+    let nobody = PodAllocator::create(&written, AT, &shape, InstanceId::NONE, &judge);
+    assert!(matches!(
+        nobody,
+        Err(BuddyError::Lock(LockError::NoInstance(_)))
+    ));
+    let pod = create(&written, 70);
+    let at = pod.alloc(A, &judge, UNIT).unwrap();
+    let view = PodAllocator::open(&read, AT, &judge, Duration::ZERO).unwrap();
+    assert_eq!(view.chunks_of(A.word()).next().unwrap().offset, at);
+    assert_eq!(view.lock_state(&judge).unwrap(), LockState::Free);
+    assert_eq!(view.last(A.node().unwrap()).unwrap().result, at);
+    assert!(view.alloc(A, &judge, UNIT).is_err_and(refused));
+    assert!(view.alloc(B, &judge, UNIT).is_err_and(refused));
+    assert!(view.free(A, &judge, at).is_err_and(refused));
+    assert!(view.recover(A, &judge).is_err_and(refused));
+}
+
 /// Frees what former lives of a node own.
 fn clear_up(
     pod: &PodAllocator<'_>,

@@ -150,10 +150,8 @@ impl Tree {
         if value <= order {
             return Ok(None);
         }
-        let mut path = [0; MAX_LEVELS];
         let mut place = self.root();
         while !holds(place.level, order) {
-            path[place.level] = word;
             let child = best_child(word, order).map(|slot| (slot, place.child(slot)));
             let Some((slot, child)) = child.filter(|(_, child)| self.has(*child)) else {
                 return Err(words.corrupt(self.word_at(place), word));
@@ -171,7 +169,7 @@ impl Tree {
         let first =
             place.index << order_of(place.level) | u64::from(slot) << unit_order(place.level);
         let changed = word & !slots(place.level, slot, run);
-        self.update(words, place, changed, &path)?;
+        self.update(words, place, word, changed)?;
         Ok(Some(first as u32))
     }
 
@@ -211,47 +209,37 @@ impl Tree {
         let slot = (first >> unit_order(level)) & (slots_of(level) - 1);
         let mask = slots(level, slot, order - unit_order(level));
         let all_free = full_slots(level) & mask;
-        let mut path = [0; MAX_LEVELS];
-        path[level] = words.get(self.word_at(place))?;
+        let word = words.get(self.word_at(place))?;
         let (expected, wanted) = if free { (0, all_free) } else { (all_free, 0) };
-        if path[level] & mask != expected {
-            return Err(words.corrupt(self.word_at(place), path[level]));
+        if word & mask != expected {
+            return Err(words.corrupt(self.word_at(place), word));
         }
-        // The words above, each checked against the one below it.
-        let mut below = place;
-        while below.level + 1 < self.levels {
-            let (above, slot) = below.parent();
-            path[above.level] = words.get(self.word_at(above))?;
-            if u32::from(byte(path[above.level], slot)) != value_of(below.level, path[below.level])
-            {
-                return Err(words.corrupt(self.word_at(above), path[above.level]));
-            }
-            below = above;
-        }
-        self.update(words, place, path[level] & !mask | wanted, &path)
+        self.update(words, place, word, word & !mask | wanted)
     }
 
     /// Stores a changed word, and above it what changes with it.
-    #[inline]
+    ///
+    /// If a word above contradicts one below, some are stored already: the caller gives it all up.
     fn update<W: Words>(
         &self,
         words: &mut W,
         mut place: Place,
+        mut word: u64,
         mut changed: u64,
-        path: &[u64; MAX_LEVELS],
     ) -> Result<(), W::Error> {
         loop {
             words.set(self.word_at(place), changed)?;
-            if place.level + 1 == self.levels {
+            let before = value_of(place.level, word);
+            let after = value_of(place.level, changed);
+            if before == after || place.level + 1 == self.levels {
                 return Ok(());
             }
-            let value = value_of(place.level, changed) as u8;
             let (above, slot) = place.parent();
-            let word = path[above.level];
-            if byte(word, slot) == value {
-                return Ok(());
+            word = words.get(self.word_at(above))?;
+            if u32::from(byte(word, slot)) != before {
+                return Err(words.corrupt(self.word_at(above), word));
             }
-            changed = word & !(0xff << (slot * 8)) | u64::from(value) << (slot * 8);
+            changed = word & !(0xff << (slot * 8)) | u64::from(after) << (slot * 8);
             place = above;
         }
     }
