@@ -17,7 +17,9 @@ pub mod counters;
 pub mod heap;
 pub mod journal;
 pub mod log;
+pub mod mcs;
 pub mod offset_ptr;
+pub mod rwlock;
 pub mod sync;
 pub mod table;
 pub mod tatas;
@@ -27,6 +29,8 @@ pub mod work;
 pub fn all() -> Vec<&'static dyn Case> {
     [
         tatas::CASES,
+        mcs::CASES,
+        rwlock::CASES,
         log::CASES,
         buddy::CASES,
         heap::CASES,
