@@ -65,6 +65,11 @@ pub const EXPLAINED: &[Explained] = &[
         why: "one of two attempts at the same swap, of which the other then serves for both",
     },
     Explained {
+        file: "lock/mcs/nodes.rs",
+        text: "&& cas64(&node.owner, 0, me.word(), Ordering::Acquire).is_ok()",
+        why: "without it the second look, at nodes that the dead left, takes the free ones too",
+    },
+    Explained {
         file: "work/phase.rs",
         text: "match cas64( &line.claim,",
         why: "a claim saves double work and is not needed for a right result: without one, \

@@ -112,7 +112,7 @@ fn prepare(memory: &Mapping, state: &str) {
     }
     let everybody = |_: InstanceId| true;
     match state {
-        "new" => {}
+        "new" | Lock::SLEEPER => {}
         "used before by another" => critical_section(memory, BYSTANDER, &everybody, || {}),
         "dead holder" => hold(memory, PREDECESSOR, &everybody),
         "dead holder, half changed" => {
@@ -151,7 +151,18 @@ fn before(state: &str) -> u64 {
 
 fn recover(memory: &Mapping, me: InstanceId, world: &World) {
     bystander_releases(memory);
-    critical_section(memory, me, world, || {});
+    // With all nodes that can be had: nodes of the dead that the queue still knows cannot.
+    let mut all = Vec::new();
+    while let Ok(waiter) = nodes(memory).join(me, world) {
+        all.push(waiter);
+    }
+    let mut waiter = all.pop().expect("the dead do not use all of them");
+    let acquired = lock(memory).lock(&mut waiter, world);
+    let repaired = acquired.expect("nobody alive holds it").or_repair(|_| {
+        Pair(memory).repair();
+        Ok::<_, LockError>(())
+    });
+    drop(repaired.expect("nobody declared the repairer dead"));
 }
 
 fn check(memory: &Mapping, state: &str, world: &World, adds: u64) -> Result<(), String> {
@@ -215,6 +226,12 @@ macro_rules! common {
 #[derive(Debug)]
 struct Lock;
 
+impl Lock {
+    const SLEEPER: &str = "new, and one comes and sleeps behind it";
+    /// The node that the victim gets where all are free.
+    const VICTIMS: u64 = 2;
+}
+
 impl Case for Lock {
     common!();
 
@@ -231,11 +248,20 @@ impl Case for Lock {
             "dead holder and dead waiters",
             "dead holder and dead recoverer",
             "dead waiter behind one who left",
+            Self::SLEEPER,
         ]
     }
 
-    fn run(&self, memory: &Mapping, _: &str) {
-        change(memory, VICTIM, &World::without_deaths());
+    fn run(&self, memory: &Mapping, state: &str) {
+        critical_section(memory, VICTIM, &World::without_deaths(), || {
+            Pair(memory).add_one();
+            if state == Self::SLEEPER {
+                // Of another node: not the victim's stores.
+                a_dead_one_enters(memory);
+                let [_, version, ..] = node(memory, Self::VICTIMS);
+                version.fetch_or(1, Ordering::Relaxed);
+            }
+        });
     }
 
     fn recover(&self, memory: &Mapping, _: &str, me: InstanceId, world: &World) {
@@ -243,6 +269,14 @@ impl Case for Lock {
     }
 
     fn check(&self, memory: &Mapping, state: &str, world: &World) -> Result<(), String> {
+        if world.dead.is_empty() {
+            // Whoever goes past the dead frees their nodes.
+            let sleeper = usize::from(state == Self::SLEEPER);
+            equal("nodes in use", nodes(memory).in_use(), sleeper)?;
+            // The futex word of the victim's node.
+            let wakes = load(memory, NODES + (Self::VICTIMS - 1) * 64 + 32);
+            equal("wake-ups", wakes, sleeper as u64)?;
+        }
         check(memory, state, world, 1)
     }
 }
@@ -333,6 +367,9 @@ impl Case for Wait {
 
     fn check(&self, memory: &Mapping, state: &str, world: &World) -> Result<(), String> {
         if world.dead.is_empty() && state != "released while it waits" {
+            // Who gives up leaves its node in the queue only if one behind it must pass it.
+            let left = if state == "with one behind" { 2 } else { 0 };
+            equal("nodes in use", nodes(memory).in_use(), 1 + left)?;
             let held = Some(LockState::Held(BYSTANDER));
             return equal("the lock", lock(memory).inspect(world), held);
         }
