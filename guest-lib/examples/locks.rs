@@ -26,7 +26,8 @@ const MIB: u64 = 1 << 20;
 const BARGING: u64 = 0;
 const QUEUE: u64 = 64;
 const SHARED: u64 = 512;
-const PAIRS: [u64; 3] = [1024, 1152, 1280];
+/// Where the pairs lie.
+pub const PAIRS: [u64; 3] = [1024, 1152, 1280];
 const NODES: u64 = 4096;
 const NODE_COUNT: u16 = 256;
 

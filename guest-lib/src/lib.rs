@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`client`] | attach to the pod; segments, thread instances, events |
 //! | [`liveness`] | is that owner dead? |
-//! | [`lock`] | a lock whose dead holder can be succeeded |
+//! | [`lock`] | locks whose dead holders can be succeeded: barging, queued, readers-writer |
 //! | [`sync`] | barrier, semaphore, once-cell and condition variable that the dead do not block |
 //! | [`shm`] | mapped shared memory, and the only ways to touch it |
 //! | [`pod_safe`] | which types may lie there |
