@@ -408,14 +408,17 @@ struct TreeWords<'a, 'r> {
 impl Words for TreeWords<'_, '_> {
     type Error = BuddyError;
 
+    #[inline]
     fn get(&self, word: u64) -> Result<u64, BuddyError> {
         Ok(self.record.get(self.at + word * 8)?)
     }
 
+    #[inline]
     fn set(&mut self, word: u64, value: u64) -> Result<(), BuddyError> {
         Ok(self.record.set(self.at + word * 8, value)?)
     }
 
+    #[cold]
     fn corrupt(&self, word: u64, found: u64) -> BuddyError {
         BuddyError::Corrupt {
             at: self.at + word * 8,

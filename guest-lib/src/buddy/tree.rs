@@ -377,26 +377,39 @@ const fn doubled(starts: u64, order: u32) -> u64 {
     starts & (starts >> (1 << order)) & ALIGNED[order as usize + 1]
 }
 
+/// The largest order of blocks among free slots, plus one; 0 if there is none.
+const fn largest_run(mut starts: u64) -> u32 {
+    let mut value = 0;
+    while starts != 0 && value < LEAF_ORDER {
+        starts = doubled(starts, value);
+        value += 1;
+    }
+    // With only the last order left there is nothing to double.
+    value + (starts != 0) as u32
+}
+
+/// [`largest_run`] of all sets of eight slots.
+const LARGEST_RUN: [u8; 256] = {
+    let mut runs = [0; 256];
+    let mut slots = 0;
+    while slots < 256 {
+        runs[slots] = largest_run(slots as u64) as u8;
+        slots += 1;
+    }
+    runs
+};
+
 /// The largest free order of what a word covers, plus one; 0 if nothing is free.
 #[inline]
 fn value_of(level: usize, word: u64) -> u32 {
-    let mut starts = free_slots(level, word);
-    if starts == 0 {
+    if level == 0 {
+        return largest_run(word);
+    }
+    match free_slots(level, word) {
         // Only blocks smaller than a slot, if any.
-        return match level {
-            0 => 0,
-            _ => word.to_le_bytes().into_iter().fold(0, u8::max).into(),
-        };
+        0 => word.to_le_bytes().into_iter().fold(0, u8::max).into(),
+        slots => unit_order(level) + u32::from(LARGEST_RUN[slots as usize]),
     }
-    let mut order = 0;
-    while order < LEAF_ORDER {
-        starts = doubled(starts, order);
-        if starts == 0 {
-            break;
-        }
-        order += 1;
-    }
-    unit_order(level) + order + 1
 }
 
 /// The first of the smallest free blocks of at least 2^run slots.
@@ -423,9 +436,15 @@ fn best_run(free: u64, run: u32) -> Option<u32> {
 }
 
 /// The child with the smallest largest block that is large enough.
+#[inline]
 fn best_child(word: u64, order: u32) -> Option<u32> {
-    let fits = (0..8u32).filter(|slot| u32::from(byte(word, *slot)) > order);
-    fits.min_by_key(|slot| byte(word, *slot))
+    // The slot in the low bits, so that the smallest key is also the first of equals.
+    let key = |slot: u32| match u32::from(byte(word, slot)) {
+        value if value > order => value << NODE_ORDER | slot,
+        _ => u32::MAX,
+    };
+    let best = (0..8).map(key).fold(u32::MAX, u32::min);
+    (best != u32::MAX).then_some(best & 7)
 }
 
 #[cfg(test)]

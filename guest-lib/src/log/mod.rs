@@ -308,7 +308,7 @@ impl<'m> Log<'m> {
     /// The word at `at`, if a record may hold it.
     #[inline]
     fn target(&self, at: u64) -> Result<&'m AtomicU64, LogError> {
-        if at.wrapping_sub(self.at) < log_size(self.entries) {
+        if at.wrapping_sub(self.at) < self.words.len() as u64 * 8 {
             return Err(not_a_target(at, "it lies in the log itself"));
         }
         match self.memory.get::<AtomicU64>(at) {
