@@ -10,6 +10,7 @@ mod measure;
 mod peers;
 mod pod;
 mod process;
+mod structures;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -32,7 +33,7 @@ struct Arguments {
     /// Also write the figures to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Fewer and shorter rounds: some seconds instead of a minute, and a wider spread.
+    /// Fewer and shorter rounds: some seconds instead of a minute or two, and a wider spread.
     #[arg(long)]
     quick: bool,
 }
@@ -43,6 +44,8 @@ enum Suite {
     Locks,
     /// Allocators, alone and after deaths.
     Alloc,
+    /// Maps and queues.
+    Structures,
 }
 
 fn main() -> ExitCode {
@@ -68,5 +71,6 @@ fn measure(arguments: &Arguments) -> Result<Report, Box<dyn Error>> {
     match arguments.suite {
         Suite::Locks => locks::measure(effort),
         Suite::Alloc => alloc::measure(effort),
+        Suite::Structures => structures::measure(effort),
     }
 }
