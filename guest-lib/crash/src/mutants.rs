@@ -45,6 +45,24 @@ pub const EXPLAINED: &[Explained] = &[
         why: "a hint where the end is: without it an appender looks from the start",
     },
     Explained {
+        file: "heap/settle.rs",
+        text: "add64(&self.header.vacated.word",
+        why: "a hint that there are slabs to adopt: without it they are adopted when memory runs \
+              out",
+    },
+    Explained {
+        file: "heap/settle.rs",
+        text: "store64(&self.owner, 0, Ordering::Release);",
+        why: "a line is used again after eight lives of a place, which no case lives through; \
+              a unit test does",
+    },
+    Explained {
+        file: "heap/participant.rs",
+        text: "store64(&place.epoch.word, 0, Ordering::Relaxed);",
+        why: "a pin that a dead one left matters to epochs, which these operations do not use; a \
+              unit test does",
+    },
+    Explained {
         file: "work/job.rs",
         text: "store64(&cursor.word, 0, Ordering::Relaxed);",
         why: "a cursor only hands units out early; those that it passes by are swept up",

@@ -55,16 +55,28 @@ impl<'m> Heap<'m> {
         let place = self.place(index)?;
         let lives = load64(&place.lives, Ordering::Relaxed);
         place.intent.clear();
+        // The last one here may have died with a pin.
         store64(&place.epoch.word, 0, Ordering::Relaxed);
         store64(&place.lives, lives.wrapping_add(1), Ordering::Relaxed);
         // Release: from here on the place tells of this life.
         store64(&place.life, me.word(), Ordering::Release);
         lock.unlock()?;
-        let mut cache = Cache::new(self.places.spans);
+        let mut participant = self.participant(index, me, judge, Some(guard))?;
         if lives == 0 {
             // A new place has no slabs; only if others became vacant there is one to adopt.
-            cache.nothing_vacated();
+            participant.cache.nothing_vacated();
         }
+        Ok(participant)
+    }
+
+    fn participant<J: Liveness>(
+        &self,
+        index: u32,
+        me: InstanceId,
+        judge: J,
+        guard: Option<LockGuard<'m>>,
+    ) -> Result<Participant<'m, J>, HeapError> {
+        let place = self.place(index)?;
         Ok(Participant {
             heap: *self,
             place,
@@ -73,9 +85,32 @@ impl<'m> Heap<'m> {
             judge,
             log: self.log_of(index)?,
             tag: load64(&place.intent.tag, Ordering::Relaxed),
-            cache,
-            guard: Some(guard),
+            cache: Cache::new(self.places.spans),
+            guard,
         })
+    }
+
+    /// The participant that `me` is already, as a process would know it that has always been
+    /// there; it never leaves. For tests that move an operation into a process of its own.
+    ///
+    /// # Errors
+    /// [`HeapError::NoInstance`] if it does not take part.
+    #[cfg(feature = "crash-points")]
+    #[doc(hidden)]
+    pub fn resume<J: Liveness>(
+        &self,
+        me: InstanceId,
+        judge: J,
+    ) -> Result<Participant<'m, J>, HeapError> {
+        for index in 0..self.places.participants {
+            let place = self.place(index)?;
+            if load64(&place.lock.owner, Ordering::Acquire) == me.word() {
+                let mut participant = self.participant(index, me, judge, None)?;
+                participant.load_own()?;
+                return Ok(participant);
+            }
+        }
+        Err(HeapError::NoInstance(me))
     }
 
     /// Takes a place: the one that an earlier life had, else a vacant one, else a dead one's.
@@ -394,7 +429,6 @@ impl<'m, J: Liveness> Participant<'m, J> {
             return Ok(());
         };
         let cleaned = self.clean_up();
-        store64(&self.place.epoch.word, 0, Ordering::Release);
         guard.unlock()?;
         self.heap.announce_vacancy();
         cleaned

@@ -96,6 +96,21 @@ impl<'m, J: Liveness> Participant<'m, J> {
         Ok(guard.unlock()?)
     }
 
+    /// Loads the slabs that this participant has, as if it had made them.
+    #[cfg(feature = "crash-points")]
+    pub(super) fn load_own(&mut self) -> Result<(), HeapError> {
+        let heap = self.heap;
+        for (span, entry) in heap.table.iter().enumerate() {
+            if let Some(Use::Slab { class, owner }) = heap.span_word(span as u32).usage()
+                && owner == self.index
+            {
+                self.cache.load(&heap, entry, span as u32, class)?;
+            }
+        }
+        self.cache.nothing_vacated();
+        Ok(())
+    }
+
     /// Makes a free span a slab; false if there is none.
     fn grow(&mut self, class: usize) -> Result<bool, HeapError> {
         let heap = self.heap;

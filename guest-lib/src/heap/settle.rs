@@ -128,7 +128,6 @@ impl<'m> Heap<'m> {
     ) -> Result<LockGuard<'m>, HeapError> {
         outcomes.extend(self.settle_work(index, place, orphan.previous())?);
         self.free_holds(index, place)?;
-        store64(&place.epoch.word, 0, Ordering::Release);
         Ok(orphan.repaired()?)
     }
 

@@ -1,7 +1,7 @@
 //! The heap in a segment.
 //!
-//! A participant cannot be handed from one process to another, so each operation under test joins
-//! first; what its states need was left by others, who have left or died.
+//! Each operation under test is a participant's that joined in another process, and has its slabs
+//! and no private memory of them. Its node dies with it: the bystander is dead, too.
 
 use std::time::Duration;
 
@@ -20,37 +20,43 @@ pub const CASES: &[&dyn Case] = &[
         states: &[
             "first slab",
             "first slab with words of its own",
+            "own slab",
             "slab of one who left",
             "block that another freed",
             "slabs of a dead one",
             "full",
+            "handed over at once",
             "dead holder of the heap's lock",
             "run of spans",
             "run of spans, dead holder of the heap's lock",
             "run of spans, slabs of a dead one",
         ],
         prepare: prepare_alloc,
-        run: run_alloc,
+        run: |memory, state| on_block(memory, state, run_alloc),
         kind: KIND_ALLOC,
     },
     &Operation {
         name: "heap.free_from",
         states: &[
             "another's block",
+            "another's block, allocated again at once",
             "own block",
             "last block of a slab",
             "run of spans",
             "run of spans, dead holder of the heap's lock",
         ],
         prepare: prepare_free,
-        run: run_free,
+        run: |memory, state| on_block(memory, state, run_free),
         kind: KIND_FREE,
     },
     &Operation {
         name: "heap.join",
         states: &["empty", "only a dead one's place", "dead while it joined"],
         prepare: prepare_join,
-        run: |p, _| Some(p),
+        run: |memory, _| {
+            let heap = open(memory, &World::without_deaths());
+            std::mem::forget(join(heap, VICTIM));
+        },
         kind: 0,
     },
     &Operation {
@@ -70,11 +76,10 @@ pub const CASES: &[&dyn Case] = &[
             "dead while it settled another",
         ],
         prepare: prepare_recover,
-        run: |p, _| {
-            p.heap()
-                .recover(VICTIM, p.judge())
-                .expect("nothing is damaged");
-            Some(p)
+        run: |memory, _| {
+            let world = World::without_deaths();
+            let outcomes = open(memory, &world).recover(VICTIM, &world);
+            outcomes.expect("nothing is damaged");
         },
         kind: 0,
     },
@@ -132,10 +137,38 @@ fn die(heap: Heap<'_>, me: InstanceId, stores: u64, operation: impl Fn(&mut Part
     });
 }
 
+/// The participant that was prepared.
+fn resume<'m>(heap: Heap<'m>, me: InstanceId) -> Party<'m> {
+    let judge = World::without_deaths();
+    heap.resume(me, judge).expect("it has joined")
+}
+
 fn prepare_alloc(memory: &Mapping, state: &str) {
     let heap = create(memory, 3);
     match state {
-        "first slab" | "first slab with words of its own" | "run of spans" => {}
+        "first slab" | "run of spans" => {}
+        "first slab with words of its own" => {
+            let mut p = join(heap, VICTIM);
+            alloc(&mut p, 1, SPAN);
+            alloc(&mut p, 2, SPAN);
+            for index in [1, 2] {
+                let block = load(memory, root(&p, index));
+                let bytes = [0xff; SPAN as usize];
+                memory
+                    .copy_in(block, &bytes)
+                    .expect("the block is as large");
+                free(&mut p, index);
+            }
+            std::mem::forget(p);
+            return;
+        }
+        "own slab" | "handed over at once" => {
+            let mut p = join(heap, VICTIM);
+            alloc(&mut p, 2, BIG);
+            std::mem::forget(p);
+            std::mem::forget(join(heap, BYSTANDER));
+            return;
+        }
         "slab of one who left" => {
             let mut p = join(heap, BYSTANDER);
             alloc(&mut p, 1, BIG);
@@ -145,10 +178,11 @@ fn prepare_alloc(memory: &Mapping, state: &str) {
             let mut p = join(heap, VICTIM);
             alloc(&mut p, 1, BIG);
             alloc(&mut p, 2, BIG);
-            p.leave().expect("it lives");
+            std::mem::forget(p);
             let mut p = join(heap, BYSTANDER);
             free(&mut p, 1);
             p.leave().expect("it lives");
+            return;
         }
         "full" => {
             let mut p = join(heap, BYSTANDER);
@@ -163,45 +197,50 @@ fn prepare_alloc(memory: &Mapping, state: &str) {
             }
             std::mem::forget(p);
         }
-        // Right after its record was committed, with the lock in hand.
-        _ => die(heap, PREDECESSOR, 3, |p| alloc(p, 1, SPAN)),
+        _ => return with_dead_holder(heap),
     }
+    std::mem::forget(join(heap, VICTIM));
 }
 
-fn run_alloc<'m>(mut p: Party<'m>, state: &str) -> Option<Party<'m>> {
+/// One joins who finds the heap's lock orphaned: its holder died right after it had committed a
+/// record under it.
+fn with_dead_holder(heap: Heap<'_>) {
+    std::mem::forget(join(heap, VICTIM));
+    die(heap, PREDECESSOR, 3, |p| alloc(p, 1, SPAN));
+}
+
+fn run_alloc(p: &mut Party<'_>, state: &str) {
     let bytes = match state {
         "first slab with words of its own" => 896,
         state if state.starts_with("run of spans") => SPAN,
         _ => BIG,
     };
-    match p.alloc_into(root(&p, 0), bytes) {
+    match p.alloc_into(root(p, 0), bytes) {
         Ok(_) => {}
         Err(HeapError::OutOfMemory { .. }) if state == "full" => {}
         Err(error) => panic!("{error}"),
     }
-    Some(p)
+    if state == "handed over at once" {
+        let (from, to) = (root(p, 0), root(p, 1));
+        let mut taker = resume(p.heap(), BYSTANDER);
+        let mut record = taker.begin(1).expect("its log is empty");
+        let block = record.get(from).expect("a root");
+        record.set(to, block).expect("there is room");
+        record.set(from, 0).expect("there is room");
+        record.commit(block).expect("it lives");
+        std::mem::forget(taker);
+    }
 }
 
 fn prepare_free(memory: &Mapping, state: &str) {
     let heap = create(memory, 3);
-    let mut p = join(heap, BYSTANDER);
-    let bytes = if state.starts_with("run of spans") {
-        SPAN
-    } else {
-        BIG
-    };
-    if state == "another's block" || bytes == SPAN {
-        alloc(&mut p, 0, bytes);
-    }
-    p.leave().expect("it lives");
-    if state.ends_with("dead holder of the heap's lock") {
-        die(heap, PREDECESSOR, 3, |p| alloc(p, 1, SPAN));
-    }
-}
-
-fn run_free<'m>(mut p: Party<'m>, state: &str) -> Option<Party<'m>> {
-    p.tag(TAG - 1);
+    let mut p = join(heap, VICTIM);
+    let mut other = join(heap, BYSTANDER);
     match state {
+        "another's block" | "another's block, allocated again at once" => {
+            alloc(&mut other, 0, BIG);
+            alloc(&mut other, 1, BIG);
+        }
         "own block" => {
             alloc(&mut p, 0, BIG);
             alloc(&mut p, 1, BIG);
@@ -214,11 +253,21 @@ fn run_free<'m>(mut p: Party<'m>, state: &str) -> Option<Party<'m>> {
                 free(&mut p, index);
             }
         }
-        _ => {}
+        _ => alloc(&mut p, 0, SPAN),
     }
-    p.tag(TAG);
-    free(&mut p, 0);
-    Some(p)
+    std::mem::forget((p, other));
+    if state.ends_with("dead holder of the heap's lock") {
+        die(heap, PREDECESSOR, 3, |p| alloc(p, 1, SPAN));
+    }
+}
+
+fn run_free(p: &mut Party<'_>, state: &str) {
+    free(p, 0);
+    if state == "another's block, allocated again at once" {
+        let mut other = resume(p.heap(), BYSTANDER);
+        alloc(&mut other, 0, BIG);
+        std::mem::forget(other);
+    }
 }
 
 fn prepare_join(memory: &Mapping, state: &str) {
@@ -232,14 +281,14 @@ fn prepare_join(memory: &Mapping, state: &str) {
     }
 }
 
-fn run_leave<'m>(mut p: Party<'m>, state: &str) -> Option<Party<'m>> {
+fn run_leave(memory: &Mapping, state: &str) {
+    let mut p = join(open(memory, &World::without_deaths()), VICTIM);
     if state != "empty" {
         p.alloc_into(p.hold(0), BIG).expect("there is room");
         p.alloc_into(p.hold(9), SPAN).expect("there is room");
         alloc(&mut p, 1, BIG);
     }
     p.leave().expect("it lives");
-    None
 }
 
 fn prepare_recover(memory: &Mapping, state: &str) {
@@ -266,14 +315,22 @@ fn prepare_recover(memory: &Mapping, state: &str) {
     }
 }
 
+/// An operation on a block, by a participant.
+fn on_block(memory: &Mapping, state: &str, run: fn(&mut Party<'_>, &str)) {
+    let mut p = resume(open(memory, &World::without_deaths()), VICTIM);
+    p.tag(TAG);
+    run(&mut p, state);
+    // A death runs no destructors.
+    std::mem::forget(p);
+}
+
 /// An operation of a participant.
 #[derive(Debug)]
 struct Operation {
     name: &'static str,
     states: &'static [&'static str],
     prepare: fn(&Mapping, &str),
-    /// Gives the participant back, unless it left.
-    run: for<'m> fn(Party<'m>, &str) -> Option<Party<'m>>,
+    run: fn(&Mapping, &str),
     /// What it does to root 0, if anything.
     kind: u32,
 }
@@ -296,16 +353,12 @@ impl Case for Operation {
     }
 
     fn run(&self, memory: &Mapping, state: &str) {
-        let world = World::without_deaths();
-        let heap = open(memory, &world);
-        let mut p = heap.join(VICTIM, world).expect("a place is free");
-        p.tag(TAG);
-        // A death runs no destructors.
-        std::mem::forget((self.run)(p, state));
+        (self.run)(memory, state);
     }
 
     fn recover(&self, memory: &Mapping, _: &str, me: InstanceId, world: &World) {
-        let outcomes = open(memory, world).recover(me, world);
+        let world = with_bystander(world);
+        let outcomes = open(memory, &world).recover(me, &world);
         outcomes.expect("nothing is damaged");
     }
 
@@ -315,25 +368,34 @@ impl Case for Operation {
         if !audit.is_clean() {
             return Err(format!("{audit:?}"));
         }
-        let is_dead = world.dead.contains(&VICTIM);
         let outcome = heap.outcome_of(VICTIM);
         let happened = outcome.is_some_and(|o| (o.kind, o.tag) == (self.kind, TAG) && o.happened);
         let owned = load(memory, heap.root(0).expect("there are 64"));
         match self.kind {
             KIND_ALLOC => {
-                if is_dead {
-                    equal("the outcome", happened, owned != 0)?;
-                    let result = outcome.map_or(0, |outcome| outcome.result);
-                    equal("its result", result, owned)?;
-                }
-                let must = world.returned && state != "full";
-                equal("allocated at the end", must && owned == 0, false)
+                let moved = match state {
+                    "handed over at once" => load(memory, heap.root(1).expect("there are 64")),
+                    _ => 0,
+                };
+                equal("the outcome", happened, owned | moved != 0)?;
+                let result = outcome.filter(|_| happened);
+                let result = result.map_or(0, |outcome| outcome.result);
+                equal("its result", result, owned | moved)?;
+                let seq = outcome.map_or(0, |outcome| outcome.seq);
+                let is_record = happened && state.starts_with("run of spans");
+                equal("has a sequence number", seq != 0, is_record)?;
+                equal(
+                    "happened",
+                    happened,
+                    happened || world.returned && state != "full",
+                )
             }
             KIND_FREE => {
-                if is_dead && happened {
-                    equal("the slot", owned, 0)?;
+                let is_again = state == "another's block, allocated again at once";
+                if !is_again || world.returned {
+                    equal("owned at the end", owned != 0, !happened || is_again)?;
                 }
-                equal("free at the end", world.returned && owned != 0, false)
+                equal("happened", happened, happened || world.returned)
             }
             _ => Ok(()),
         }
@@ -349,14 +411,36 @@ impl Case for Operation {
     }
 }
 
+fn with_bystander(world: &World) -> World {
+    let mut world = world.clone();
+    world.dead.push(BYSTANDER);
+    world
+}
+
 /// Survivors free everything that roots own, and can use all of the memory then.
 fn go_on(memory: &Mapping, world: &World) -> Result<(), String> {
     let text = |error: HeapError| error.to_string();
     let heap = open(memory, world);
-    // The bystander that still holds a place dies now, for its memory.
-    let mut world = world.clone();
-    world.dead.push(BYSTANDER);
+    let mut world = with_bystander(world);
+    let outcome = heap.outcome_of(VICTIM);
     let mut p = heap.join(world.survivor(), world.clone()).map_err(text)?;
+    // If there is room: what the dead one was about to take.
+    let _ = p.alloc_into(root(&p, ROOTS - 1), BIG);
+    // The dead one's successor dies before it is there, and the next one as soon as it is: what
+    // was settled stays so.
+    let heir = InstanceId::new(VICTIM.id(), 2);
+    let _ = dies_after(2, || std::mem::forget(heap.join(heir, world.clone())));
+    world.dead.push(heir);
+    heap.recover(world.survivor(), &world).map_err(text)?;
+    let heir = InstanceId::new(VICTIM.id(), 3);
+    std::mem::forget(heap.join(heir, world.clone()));
+    world.dead.push(heir);
+    heap.recover(world.survivor(), &world).map_err(text)?;
+    equal("the outcome", heap.outcome_of(VICTIM), outcome)?;
+    let audit = heap.audit_with([]).map_err(text)?;
+    if !audit.is_clean() {
+        return Err(format!("{audit:?}"));
+    }
     for index in 0..ROOTS {
         if load(memory, root(&p, index)) != 0 {
             p.free_from(root(&p, index)).map_err(text)?;
@@ -417,6 +501,7 @@ impl Case for Create {
     fn check(&self, memory: &Mapping, _: &str, world: &World) -> Result<(), String> {
         let audit = open(memory, world).audit_with([]);
         let audit = audit.map_err(|error| error.to_string())?;
+        equal("clean", audit.is_clean(), true)?;
         equal("free spans", audit.free_spans, audit.spans)
     }
 
