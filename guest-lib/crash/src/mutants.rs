@@ -45,6 +45,11 @@ pub const EXPLAINED: &[Explained] = &[
         why: "a hint where the end is: without it an appender looks from the start",
     },
     Explained {
+        file: "heap/mod.rs",
+        text: "store64(hint, 1, Ordering::SeqCst);",
+        why: "a hint that others freed blocks: without it they are found when memory runs out",
+    },
+    Explained {
         file: "heap/settle.rs",
         text: "add64(&self.header.vacated.word",
         why: "a hint that there are slabs to adopt: without it they are adopted when memory runs \

@@ -5,7 +5,8 @@ use core::time::Duration;
 
 use lupin_abi::InstanceId;
 
-use super::{Epochs, Reader};
+use super::{Epochs, GRACE, Reader};
+use crate::heap::layout::{LimboEntry, Place};
 use crate::heap::{Heap, HeapError, LIMBO, Participant};
 use crate::liveness::Liveness;
 use crate::log::Record;
@@ -99,9 +100,7 @@ impl<'m, J: Liveness> Participant<'m, J> {
         loop {
             let (_, reader) = self.collect_or_name()?;
             let last = &self.place().limbo[LIMBO - ROOM..];
-            let is_free = |entry: &crate::heap::layout::LimboEntry| {
-                load64(&entry.block, Ordering::Relaxed) == 0
-            };
+            let is_free = |entry: &LimboEntry| load64(&entry.block, Ordering::Relaxed) == 0;
             if last.iter().all(is_free) {
                 return Ok(());
             }
@@ -129,7 +128,8 @@ impl<'m, J: Liveness> Participant<'m, J> {
                 // First: an entry without a block has no stamp, and a block without a stamp gets
                 // a new one.
                 store64(&entry.stamp, 0, Ordering::Release);
-                self.free_from(heap.memory().offset_of(&entry.block)?)?;
+                // Not the application's operation: the outcome of its last one stays.
+                self.free_chore_from(heap.memory().offset_of(&entry.block)?)?;
                 freed += 1;
                 continue;
             }
@@ -144,6 +144,44 @@ impl<'m, J: Liveness> Participant<'m, J> {
             blocked = epochs.advance(heap.readers(), self.judge()).err();
         }
         Ok((freed, blocked))
+    }
+}
+
+impl<'m> Heap<'m> {
+    /// Frees what those have retired who have left or died since, in the place of a participant
+    /// that the caller holds; under the heap's lock, so that vacant places stay vacant.
+    ///
+    /// # Errors
+    /// Those of [`free_from`](Participant::free_from).
+    pub(crate) fn collect_vacant(
+        &self,
+        index: u32,
+        judge: &impl Liveness,
+    ) -> Result<(), HeapError> {
+        let (epochs, own) = (self.epochs(), self.place(index)?);
+        let is_vacant = |place: &Place| load64(&place.lock.owner, Ordering::Acquire) == 0;
+        let places = || {
+            let places = (0..self.participants()).filter_map(|other| self.place(other).ok());
+            let entries = places.filter(|place| is_vacant(place));
+            entries.flat_map(|place| &place.limbo)
+        };
+        let is_used = |entry: &&LimboEntry| load64(&entry.block, Ordering::Acquire) != 0;
+        for entry in places().filter(is_used) {
+            if load64(&entry.stamp, Ordering::Relaxed) == 0 {
+                store64(&entry.stamp, epochs.stamp(), Ordering::Release);
+            }
+        }
+        // As far as living readers let it move: without any, all that was stamped is over.
+        for _ in 0..GRACE {
+            let _ = epochs.advance(self.readers(), judge);
+        }
+        for entry in places().filter(is_used) {
+            if epochs.is_over(load64(&entry.stamp, Ordering::Relaxed)) {
+                store64(&entry.stamp, 0, Ordering::Release);
+                self.free_chore(index, own, self.memory().offset_of(&entry.block)?)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -310,6 +310,11 @@ fn the_survivor_that_settles_may_die_at_any_store_too() {
     }
 }
 
+fn create_for(memory: &Mapping, participants: u32) -> Heap<'_> {
+    let judge = everybody as fn(InstanceId) -> bool;
+    Heap::create(memory, &HeapSpec { participants }, A, &judge).unwrap()
+}
+
 /// A creates, dies; B creates, dies; C creates.
 #[test]
 fn a_heap_survives_the_deaths_of_its_creators() {
@@ -457,4 +462,86 @@ fn whoever_takes_the_lock_of_a_dead_one_finds_its_record_settled() {
             break;
         }
     }
+}
+
+/// Lives of one thread, each dead in an allocation; each is told apart, the last eight are
+/// remembered, and a death while one is written down damages no other.
+#[test]
+fn the_outcomes_of_eight_lives_are_remembered() {
+    let judge = everybody as fn(InstanceId) -> bool;
+    for at in 0.. {
+        let memory = memory(BYTES);
+        let heap = Heap::create(&memory, &SPEC, A, &judge).unwrap();
+        let life = |generation| InstanceId::new(1, generation);
+        let mut expected = Vec::new();
+        let mut ended = Ended::Died;
+        for generation in 1..=9 {
+            let mut p = heap.join(life(generation), judge).unwrap();
+            let slot = heap.root(generation).unwrap();
+            p.tag(generation.into());
+            let _ = dies_after(u64::from(generation % 5), || p.alloc_into(slot, 1 << 10));
+            core::mem::forget(p);
+            let dead = [life(generation)];
+            if generation == 9 {
+                // The one that takes the line of the first.
+                ended = dies_after(at, || recover(&heap, B, &dead));
+                recover(&heap, C, &[life(9), B]);
+            } else {
+                recover(&heap, B, &dead);
+            }
+            let outcome = heap.outcome_of(life(generation)).unwrap();
+            assert_eq!(outcome.owner, life(generation));
+            assert_eq!(outcome.happened, word(&memory, slot) != 0, "{outcome:?}");
+            expected.push(outcome);
+            let first = heap.outcome_of(life(1));
+            assert!(
+                first.is_none_or(|first| first == expected[0]),
+                "{at}: {first:?}"
+            );
+            for outcome in &expected[1..] {
+                assert_eq!(heap.outcome_of(outcome.owner), Some(*outcome), "{at}");
+            }
+        }
+        if ended == Ended::Completed(()) {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_pin_of_a_dead_one_is_gone_when_its_place_is_taken() {
+    let memory = memory(BYTES);
+    let heap = create_for(&memory, 1);
+    let judge = everybody as fn(InstanceId) -> bool;
+    let mut a = heap.join(A, judge).unwrap();
+    core::mem::forget(a.pin());
+    core::mem::forget(a);
+    let b = heap.join(B, all_but(&[A])).unwrap();
+    assert_eq!(load64(&b.place().epoch.word, Ordering::Relaxed), 0);
+}
+
+#[test]
+fn what_a_dead_one_had_retired_is_freed_when_memory_runs_out() {
+    let memory = memory(BYTES);
+    let heap = create_for(&memory, 4);
+    let judge = everybody as fn(InstanceId) -> bool;
+    let mut a = heap.join(A, judge).unwrap();
+    for _ in 0..12 {
+        a.alloc_into(a.hold(0), 32 << 10).unwrap();
+        let hold = a.hold(0);
+        let mut record = a.begin(1).unwrap();
+        let block = record.get(hold).unwrap();
+        a.retire_in(&mut record, block).unwrap();
+        record.set(hold, 0).unwrap();
+        record.commit(0).unwrap();
+    }
+    core::mem::forget(a);
+    let mut b = heap.join(B, all_but(&[A])).unwrap();
+    let mut allocated = 0;
+    for index in 0..ROOTS {
+        let slot = heap.root(index).unwrap();
+        allocated += usize::from(b.alloc_into(slot, 32 << 10).is_ok());
+    }
+    assert!(allocated >= 12, "{allocated}");
+    assert!(heap.audit_with([]).unwrap().is_clean());
 }

@@ -22,7 +22,7 @@ pub(super) fn order_of(bytes: u64) -> u32 {
 impl<'m> Heap<'m> {
     /// Frees whatever a slot owns, in the place of a participant that the caller holds, without
     /// that being the participant's last operation; under the heap's lock.
-    pub(super) fn free_chore(&self, index: u32, place: &Place, slot: u64) -> Result<(), HeapError> {
+    pub(crate) fn free_chore(&self, index: u32, place: &Place, slot: u64) -> Result<(), HeapError> {
         let cell: &AtomicU64 = self.memory.get(slot)?;
         let at = load64(cell, Ordering::Acquire);
         if let Use::Slab { .. } = self.usage_of(at)? {

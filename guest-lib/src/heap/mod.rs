@@ -183,7 +183,6 @@ impl<'m> Heap<'m> {
         SPAN << self.places.spans.ilog2()
     }
 
-    #[allow(dead_code, reason = "for the epochs")]
     pub(crate) fn header(&self) -> &'m Header {
         self.header
     }

@@ -113,13 +113,14 @@ impl<'m> Heap<'m> {
         Err(HeapError::NoInstance(me))
     }
 
-    /// Takes a place: the one that an earlier life had, else a vacant one, else a dead one's.
+    /// Takes a place: the one that an earlier life had, else one that nobody had (so that others
+    /// find theirs again), else a vacant one, else a dead one's.
     fn take_place<J: Liveness>(
         &self,
         me: InstanceId,
         judge: &J,
     ) -> Result<(u32, LockGuard<'m>), HeapError> {
-        let (mut former, mut vacant, mut dead) = (None, None, Vec::new());
+        let (mut former, mut new, mut vacant, mut dead) = (None, None, None, Vec::new());
         for index in 0..self.places.participants {
             let place = self.place(index)?;
             let owner = InstanceId::from_word(load64(&place.lock.owner, Ordering::Acquire));
@@ -130,6 +131,8 @@ impl<'m> Heap<'m> {
             let is_takeable = owner.is_none() || !judge.is_alive(owner);
             if life.id() == me.id() && is_takeable {
                 former = former.or(Some(index));
+            } else if owner.is_none() && life.is_none() {
+                new = new.or(Some(index));
             } else if owner.is_none() {
                 vacant = vacant.or(Some(index));
             } else if is_takeable {
@@ -139,7 +142,7 @@ impl<'m> Heap<'m> {
         let mut error = HeapError::Full {
             participants: self.places.participants,
         };
-        for index in former.into_iter().chain(vacant).chain(dead) {
+        for index in former.into_iter().chain(new).chain(vacant).chain(dead) {
             let place = self.place(index)?;
             let settled = match RecoverableLock::new(&place.lock).try_lock(me, judge) {
                 Ok(Acquired::Clean(guard)) => Ok(guard),
@@ -180,7 +183,6 @@ impl<'m, J: Liveness> Participant<'m, J> {
     }
 
     /// This participant's place: the words of its epoch and its limbo.
-    #[allow(dead_code, reason = "for the epochs")]
     pub(crate) fn place(&self) -> &'m Place {
         self.place
     }
@@ -293,7 +295,6 @@ impl<'m, J: Liveness> Participant<'m, J> {
     ///
     /// # Errors
     /// As [`free_from`](Self::free_from).
-    #[allow(dead_code, reason = "for the epochs")]
     pub(crate) fn free_chore_from(&mut self, slot: u64) -> Result<(), HeapError> {
         self.free::<true>(slot)
     }

@@ -164,12 +164,16 @@ impl<'m, J: Liveness> Participant<'m, J> {
         Ok(())
     }
 
-    /// Looks for memory everywhere: settles the dead, adopts what they had, finds what others
-    /// freed, and gives all slabs without live blocks back, except those of one class.
+    /// Looks for memory everywhere: settles the dead, frees what they had retired, adopts what they
+    /// had, finds what others freed, and gives all slabs without live blocks back, except those of one class.
     #[cold]
     pub(super) fn reclaim(&mut self, keep: Option<usize>) -> Result<(), HeapError> {
         // What is damaged in one place must not keep this participant from its own memory.
         let _ = self.heap.recover(self.me, &self.judge);
+        let guard = self.heap.lock(self.me, &self.judge)?;
+        let collected = self.heap.collect_vacant(self.index, &self.judge);
+        guard.unlock()?;
+        collected?;
         self.adopt(None)?;
         self.cache.rescan(&self.heap, true);
         while let Some(id) = self.cache.empty(keep) {
