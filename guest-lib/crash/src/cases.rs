@@ -19,6 +19,7 @@ pub mod journal;
 pub mod log;
 pub mod mcs;
 pub mod offset_ptr;
+pub mod rooted;
 pub mod rwlock;
 pub mod sync;
 pub mod table;
@@ -34,6 +35,7 @@ pub fn all() -> Vec<&'static dyn Case> {
         log::CASES,
         buddy::CASES,
         heap::CASES,
+        rooted::CASES,
         work::CASES,
         counters::CASES,
         table::CASES,
