@@ -241,3 +241,7 @@ pub fn thread_cpu_time() -> Duration {
     assert_eq!(result, 0, "Linux has this clock for every thread");
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
+
+#[cfg(test)]
+#[path = "measure_test.rs"]
+mod measure_test;

@@ -4,3 +4,6 @@
 pub mod mcs;
 pub mod robust;
 pub mod tatas;
+
+#[cfg(test)]
+mod peers_test;
