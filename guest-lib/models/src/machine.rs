@@ -57,6 +57,8 @@ struct Machine {
     looked: RefCell<Vec<usize>>,
     /// The execution failed; what still runs are destructors.
     has_failed: Cell<bool>,
+    /// Nothing that is done now happens.
+    is_silent: Cell<bool>,
     weakened: Cell<Option<Weakened>>,
     sites: RefCell<Option<Sites>>,
     /// Words that were stored to since the memory was all zero.
@@ -91,6 +93,7 @@ thread_local! {
         is_announced: Cell::new(false),
         looked: RefCell::new(Vec::new()),
         has_failed: Cell::new(false),
+        is_silent: Cell::new(false),
         weakened: Cell::new(None),
         sites: RefCell::new(None),
         stored: RefCell::new(Vec::new()),
@@ -102,6 +105,9 @@ thread_local! {
 
 /// A destructor that makes more accesses than this after a death waits for somebody.
 const PATIENCE: u64 = 100_000;
+
+/// Whoever sets a scene up and checks it: alive all the time, and no actor.
+pub(crate) const SURVIVOR: InstanceId = InstanceId::new(8, 1);
 
 /// The payload by which an actor ends.
 struct Died;
@@ -127,7 +133,7 @@ impl Machine {
         if std::thread::panicking() && !is_dead {
             self.has_failed.set(true);
         }
-        let is_over = is_dead || self.has_failed.get();
+        let is_over = is_dead || self.has_failed.get() || self.is_silent.get();
         if is_over {
             self.afterwards.set(self.afterwards.get() + 1);
             if self.afterwards.get() > PATIENCE {
@@ -242,7 +248,9 @@ impl Probe for Adapter {
     ) -> u64 {
         MACHINE.with(|machine| {
             let engine = machine.engine();
-            if let Engine::Native = engine {
+            if let Engine::Native = engine
+                && !machine.is_silent.get()
+            {
                 return machine.real(address, width, kind);
             }
             if machine.is_over() {
@@ -364,6 +372,14 @@ pub(crate) fn settle() -> (Option<InstanceId>, Vec<u64>) {
     })
 }
 
+/// Runs `body`, whose accesses do not happen.
+pub(crate) fn silently<T>(body: impl FnOnce() -> T) -> T {
+    MACHINE.with(|machine| machine.is_silent.set(true));
+    let result = body();
+    MACHINE.with(|machine| machine.is_silent.set(false));
+    result
+}
+
 /// What the rest of an execution, destructors only, does is of no consequence.
 pub(crate) fn fail() {
     MACHINE.with(|machine| machine.has_failed.set(true));
@@ -407,7 +423,7 @@ pub(crate) fn is_alive(instance: InstanceId) -> bool {
             (None, _, Engine::Native) if machine.actors.borrow().is_empty() => {
                 (1..=8).contains(&instance.id()) && instance.generation() == 1
             }
-            (None, ..) => false,
+            (None, ..) => instance == SURVIVOR,
             (Some(index), Some(death), _) if death.actor != index => true,
             (Some(_), None, _) => true,
             (Some(_), Some(_), Engine::Native) => !machine.has_died.get(),

@@ -20,6 +20,19 @@ pub struct Model {
     pub deaths: bool,
     /// What its sleepers need.
     pub sleep: Sleep,
+    /// Whether its scene takes long to set up, so that the short form runs it less often.
+    pub is_heavy: bool,
+}
+
+/// How much loom explores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// Some seconds for all models.
+    Short,
+    /// One more pre-emption than that, for models that run in the short form.
+    Orders,
+    /// As much as each model says.
+    Long,
 }
 
 /// How loom explores a model.
@@ -57,6 +70,7 @@ impl Model {
         shuttle: true,
         deaths: true,
         sleep: Sleep::UntilWoken,
+        is_heavy: false,
     };
 
     /// The structure that it is about: its name up to the dot.
@@ -65,19 +79,23 @@ impl Model {
     }
 
     /// Pre-emptions of an execution under loom; `None` if it does not run there.
-    pub fn preemptions(&self, short: bool) -> Option<usize> {
+    pub fn preemptions(&self, effort: Effort) -> Option<usize> {
         let run = self.loom?;
-        if short { run.short } else { Some(run.long) }
+        match effort {
+            Effort::Short => run.short,
+            Effort::Orders => run.short.map(|short| run.long.min(short + 1)),
+            Effort::Long => Some(run.long),
+        }
     }
 
     /// Explores all executions without a death, then those with one, for every access of every
     /// mortal actor. Stops at the first failure.
-    pub fn loom(&self, short: bool) -> Found {
+    pub fn loom(&self, effort: Effort) -> Found {
         let mut sum = Found {
             is_complete: true,
             ..Found::default()
         };
-        let Some(preemptions) = self.preemptions(short) else {
+        let Some(preemptions) = self.preemptions(effort) else {
             return sum;
         };
         let bounds = |sleep| Bounds {
@@ -90,7 +108,7 @@ impl Model {
             },
             sleep,
             is_deep: self.loom.is_some_and(|run| run.short.is_none()),
-            executions: EXECUTIONS[usize::from(!short)],
+            executions: EXECUTIONS[usize::from(effort == Effort::Long)],
         };
         let mut add = |death, sleep| {
             let found = on_loom::explore(self.scene, death, bounds(sleep));

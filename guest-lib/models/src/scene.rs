@@ -54,6 +54,11 @@ impl<T> Here<T> {
 // SAFETY: actors are coroutines of the thread that built the scene; nothing is sent anywhere.
 unsafe impl<T> Send for Here<T> {}
 
+/// Drops a value without what its destructor would do to the shared memory.
+pub fn vanish<T>(value: T) {
+    machine::silently(|| drop(value));
+}
+
 /// How an execution ended.
 #[derive(Clone, Copy, Debug)]
 pub struct End {

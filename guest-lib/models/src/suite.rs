@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use lupin_report::{Bar, Report, Row};
 
-use crate::model::Model;
+use crate::model::{Effort, Model};
 use crate::models;
 use crate::on_loom::Found;
 use crate::orders;
@@ -12,7 +12,7 @@ use crate::orders;
 /// How much is run.
 #[derive(Clone, Copy, Debug)]
 pub struct Form {
-    is_short: bool,
+    effort: Effort,
     schedules: u64,
     seed: u64,
 }
@@ -20,7 +20,7 @@ pub struct Form {
 impl Form {
     /// Some seconds in all.
     pub const SHORT: Self = Self {
-        is_short: true,
+        effort: Effort::Short,
         schedules: 6_000,
         seed: 1,
     };
@@ -28,7 +28,7 @@ impl Form {
     /// `schedules` for each structure, from `seed` on.
     pub const fn long(schedules: u64, seed: u64) -> Self {
         Self {
-            is_short: false,
+            effort: Effort::Long,
             schedules,
             seed,
         }
@@ -53,9 +53,9 @@ pub fn run(models: &[&Model], form: Form) -> Report {
     let mut report = Report::new("lupin-models");
     push_controls(&mut report);
     for model in models {
-        if model.preemptions(form.is_short).is_some() {
+        if model.preemptions(form.effort).is_some() {
             let start = Instant::now();
-            let found = model.loom(form.is_short);
+            let found = model.loom(form.effort);
             progress(model, "loom", &found, start);
             let unit = match found.is_complete {
                 true => "failures",
@@ -67,7 +67,9 @@ pub fn run(models: &[&Model], form: Form) -> Report {
             let of_structure =
                 |other: &&&Model| other.shuttle && other.structure() == model.structure();
             let share = models.iter().filter(of_structure).count() as u64;
-            let found = shuttle(model, form.schedules.div_ceil(share), form.seed);
+            let few = model.is_heavy && form.effort == Effort::Short;
+            let schedules = form.schedules / if few { 40 } else { 1 };
+            let found = shuttle(model, schedules.div_ceil(share), form.seed);
             report.push(row(model, "schedules", "failures", &found));
         }
     }
@@ -86,7 +88,7 @@ fn push_controls(report: &mut Report) {
         let model = control.model;
         let start = Instant::now();
         let (engine, found) = match model.loom {
-            Some(_) => ("loom", model.loom(true)),
+            Some(_) => ("loom", model.loom(Effort::Short)),
             None => ("shuttle", model.shuttle(2_000, 1)),
         };
         let caught = found
@@ -153,7 +155,7 @@ pub fn orders(models: &[&Model]) -> Report {
     let models: Vec<_> = models
         .iter()
         .copied()
-        .filter(|m| m.preemptions(true).is_some())
+        .filter(|m| m.preemptions(Effort::Orders).is_some())
         .collect();
     let mut report = Report::new("lupin-models orders");
     let verdicts = orders::explore(&models, |verdict| {

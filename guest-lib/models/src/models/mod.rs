@@ -8,6 +8,8 @@ mod log;
 mod mcs;
 mod offset_ptr;
 mod pair;
+mod rwlock;
+mod structures;
 mod sync;
 mod tatas;
 mod work;
@@ -26,6 +28,8 @@ pub fn all() -> Vec<&'static Model> {
         buddy::MODELS,
         heap::MODELS,
         collections::MODELS,
+        rwlock::MODELS,
+        structures::MODELS,
     ]
     .into_iter()
     .flatten()

@@ -6,6 +6,7 @@ use lupin::shm::Mapping;
 
 use super::pair::{self, Before, LOCK_AT, Lock};
 use crate::model::{LoomRun, Model};
+use crate::on_loom::Sleep;
 use crate::scene::{Actor, End};
 
 pub(super) const MODELS: &[Model] = &[
@@ -13,6 +14,14 @@ pub(super) const MODELS: &[Model] = &[
         name: "tatas.two",
         scene: || pair::scene::<Tatas>(2, 1, Before::Free),
         loom: Some(LoomRun::new(2, 4)),
+        ..Model::WITH_DEATHS
+    },
+    Model {
+        name: "tatas.again",
+        scene: || pair::scene::<Tatas>(2, 2, Before::Free),
+        loom: Some(LoomRun::new(1, 3)),
+        deaths: false,
+        sleep: Sleep::Bounded,
         ..Model::WITH_DEATHS
     },
     Model {

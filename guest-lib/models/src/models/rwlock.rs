@@ -1,0 +1,120 @@
+//! The readers-writer lock.
+
+use std::sync::atomic::AtomicU64;
+
+use lupin::lock::rwlock::RwLock;
+use lupin::lock::{LockError, LockState};
+use lupin::shm::Mapping;
+
+use super::pair::{self, Before, LOCK_AT, Lock};
+use crate::cells::{get, put};
+use crate::model::{LoomRun, Model};
+use crate::scene::{Actor, End, Scene};
+
+pub(super) const MODELS: &[Model] = &[
+    Model {
+        name: "rwlock.two_writers",
+        scene: || pair::scene::<Writer>(2, 1, Before::Free),
+        loom: Some(LoomRun::long(2)),
+        ..Model::WITH_DEATHS
+    },
+    Model {
+        name: "rwlock.reader",
+        scene: || readers(1, 1),
+        loom: Some(LoomRun::long(1)),
+        ..Model::WITH_DEATHS
+    },
+    Model {
+        name: "rwlock.orphan",
+        scene: || pair::scene::<Writer>(3, 2, Before::Orphaned),
+        ..Model::WITH_DEATHS
+    },
+    Model {
+        name: "rwlock.readers",
+        scene: || readers(2, 2),
+        ..Model::WITH_DEATHS
+    },
+];
+
+struct Writer(RwLock<'static>);
+
+fn lock(memory: &'static Mapping) -> RwLock<'static> {
+    RwLock::new(memory.get(LOCK_AT).expect("in the memory"))
+}
+
+impl Lock for Writer {
+    fn join(memory: &'static Mapping, _actor: Actor) -> Self {
+        Self(lock(memory))
+    }
+
+    fn locked(&mut self, actor: Actor, repair: impl FnOnce(), body: impl FnOnce()) {
+        let acquired = self.0.write(actor.me, &actor.judge).expect("granted");
+        let guard = acquired
+            .or_repair(|_| {
+                repair();
+                Ok::<_, LockError>(())
+            })
+            .expect("nobody declared the repairer dead");
+        body();
+        guard.unlock().expect("nobody declared the holder dead");
+    }
+
+    fn keep(self, actor: Actor) {
+        std::mem::forget(self.0.write(actor.me, &actor.judge).expect("granted"));
+    }
+
+    fn audit(memory: &'static Mapping, end: &End) {
+        match lock(memory).inspect(&end.judge) {
+            LockState::Free => {}
+            LockState::Orphaned { recoverer, .. } => {
+                assert!(
+                    end.dead.is_some() && recoverer.is_none(),
+                    "an orphan for ever"
+                );
+            }
+            LockState::Held(owner) => panic!("{owner} holds the lock for ever"),
+        }
+    }
+}
+
+/// One writes two equal words, others read them.
+fn readers(readers: u32, rounds: u64) -> Scene {
+    let mut scene = Scene::new(4096);
+    let memory = scene.memory();
+    let word = |at| memory.get::<AtomicU64>(at).expect("in the memory");
+    let (left, right) = (word(64), word(128));
+    let repair = move |_| {
+        put(right, get(left));
+        Ok::<_, LockError>(())
+    };
+    let write = move |actor: Actor| {
+        let acquired = lock(memory).write(actor.me, &actor.judge).expect("granted");
+        let guard = acquired.or_repair(repair).expect("alive");
+        let next = get(left) + 1;
+        put(left, next);
+        put(right, next);
+        guard.unlock().expect("alive");
+    };
+    scene.actor(move |actor| (0..rounds).for_each(|_| write(actor)));
+    for _ in 0..readers {
+        scene.actor(move |actor| {
+            for _ in 0..rounds {
+                let acquired = lock(memory).read(actor.me, &actor.judge).expect("granted");
+                let guard = acquired.or_repair(&actor.judge, repair).expect("alive");
+                assert_eq!(get(left), get(right), "a reader beside a writer");
+                guard.unlock().expect("alive");
+            }
+        });
+    }
+    scene.finally(move |end| {
+        let me = lupin::InstanceId::new(8, 1);
+        let judge = end.judge;
+        write(Actor { me, judge });
+        assert_eq!(get(left), get(right));
+        assert!(
+            end.dead.is_some() || get(left) == rounds + 1,
+            "a change was lost"
+        );
+    });
+    scene
+}

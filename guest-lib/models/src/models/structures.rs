@@ -1,0 +1,278 @@
+//! Queue, map and list: linearizable, with every value there once, whoever died.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use lupin::InstanceId;
+use lupin::collections::{List, Map, Queue};
+use lupin::heap::{Heap, HeapSpec, Participant};
+
+use crate::history::{History, Spec};
+use crate::model::{LoomRun, Model};
+use crate::scene::{self, Actor, Here, Judge, Scene};
+
+pub(super) const MODELS: &[Model] = &[
+    Model {
+        name: "queue.two",
+        scene: || queue(2, 1),
+        loom: Some(LoomRun::long(0)),
+        is_heavy: true,
+        ..Model::WITH_DEATHS
+    },
+    Model {
+        name: "queue.three",
+        scene: || queue(3, 2),
+        is_heavy: true,
+        ..Model::WITH_DEATHS
+    },
+    Model {
+        name: "map.two",
+        scene: || dictionary::<Map<'static>>(2, 1),
+        loom: Some(LoomRun::long(0)),
+        is_heavy: true,
+        ..Model::WITH_DEATHS
+    },
+    Model {
+        name: "map.three",
+        scene: || dictionary::<Map<'static>>(3, 2),
+        is_heavy: true,
+        ..Model::WITH_DEATHS
+    },
+    Model {
+        name: "list.two",
+        scene: || dictionary::<List<'static>>(2, 1),
+        loom: Some(LoomRun::long(0)),
+        is_heavy: true,
+        ..Model::WITH_DEATHS
+    },
+    Model {
+        name: "list.three",
+        scene: || dictionary::<List<'static>>(3, 2),
+        is_heavy: true,
+        ..Model::WITH_DEATHS
+    },
+];
+
+type Member = Participant<'static, Judge>;
+
+const SIZE: u64 = 3 << 19;
+/// Bytes of the blocks that they use.
+const SIZES: [u64; 3] = [24, 32, 48];
+const HEIR: InstanceId = InstanceId::new(8, 1);
+
+fn heap(scene: &Scene) -> Heap<'static> {
+    let spec = HeapSpec { participants: 5 };
+    Heap::create(scene.memory(), &spec, HEIR, &Judge).expect("room")
+}
+
+/// Joins with a slab of each size that the structures need, so that executions are about them
+/// and not about how a slab is found.
+fn join(heap: Heap<'static>, me: InstanceId) -> Member {
+    let mut member = heap.join(me, Judge).expect("a place");
+    for (n, bytes) in (0..).zip(SIZES) {
+        let slot = member.hold(n);
+        member.alloc_into(slot, bytes).expect("room");
+    }
+    for n in 0..SIZES.len() {
+        let slot = member.hold(n);
+        member.free_from(slot).expect("its own");
+    }
+    member
+}
+
+/// A queue of numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Fifo(VecDeque<u64>);
+
+#[derive(Clone, Debug)]
+enum FifoOp {
+    Push(u64),
+    Pop,
+}
+
+impl Spec for Fifo {
+    type Op = FifoOp;
+    type Answer = Option<u64>;
+
+    fn apply(&mut self, op: &FifoOp) -> Option<u64> {
+        match op {
+            FifoOp::Push(value) => {
+                self.0.push_back(*value);
+                None
+            }
+            FifoOp::Pop => self.0.pop_front(),
+        }
+    }
+}
+
+fn push(queue: Queue<'static>, member: &mut Member, value: u64) -> Option<u64> {
+    queue.push_u64(member, value).expect("room");
+    None
+}
+
+fn queue(actors: u32, rounds: u64) -> Scene {
+    let mut scene = Scene::new(SIZE);
+    let heap = heap(&scene);
+    let root = heap.root(0).expect("a root");
+    let mut creator = join(heap, HEIR);
+    let queue = Queue::create_in(&mut creator, root).expect("room");
+    let history = History::<Fifo>::default();
+    for id in 1..=actors {
+        let member = Here(join(heap, InstanceId::new(id, 1)));
+        let history = history.clone();
+        scene.actor(move |actor| {
+            let mut member = member.into_inner();
+            for round in 0..rounds {
+                let value = u64::from(id) * 100 + round;
+                history.run(actor, FifoOp::Push(value), || {
+                    push(queue, &mut member, value)
+                });
+                history.run(actor, FifoOp::Pop, || {
+                    queue.pop_u64(&mut member).expect("sane")
+                });
+            }
+        });
+    }
+    let creator = Here(creator);
+    scene.finally(move |end| {
+        let mut heir = creator.into_inner();
+        let actor = Actor {
+            me: HEIR,
+            judge: end.judge,
+        };
+        heap.recover(HEIR, &end.judge).expect("sane");
+        let pop = || {
+            history.run(actor, FifoOp::Pop, || {
+                queue.pop_u64(&mut heir).expect("sane")
+            })
+        };
+        let rest = std::iter::from_fn(pop).count();
+        scene::vanish(heir);
+        assert!(
+            end.dead.is_some() || rest == 0,
+            "{rest} values were overlooked"
+        );
+        history.check(Fifo::default(), end.time);
+    });
+    scene
+}
+
+/// Numbers by numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Entries(BTreeMap<u64, u64>);
+
+#[derive(Clone, Debug)]
+enum EntryOp {
+    Insert(u64, u64),
+    Remove(u64),
+    Get(u64),
+}
+
+impl Spec for Entries {
+    type Op = EntryOp;
+    /// What was there.
+    type Answer = Option<u64>;
+
+    fn apply(&mut self, op: &EntryOp) -> Option<u64> {
+        match op {
+            EntryOp::Insert(key, value) => match self.0.get(key) {
+                Some(_) => Some(0),
+                None => {
+                    self.0.insert(*key, *value);
+                    None
+                }
+            },
+            EntryOp::Remove(key) => self.0.remove(key),
+            EntryOp::Get(key) => self.0.get(key).copied(),
+        }
+    }
+}
+
+/// A map or a list.
+trait Dictionary: Copy + Send + 'static {
+    fn create(member: &mut Member, root: u64) -> Self;
+    /// `None`, or 0 if there was one already.
+    fn insert(self, member: &mut Member, key: u64, value: u64) -> Option<u64>;
+    fn remove(self, member: &mut Member, key: u64) -> Option<u64>;
+    fn get(self, member: &mut Member, key: u64) -> Option<u64>;
+
+    fn apply(self, member: &mut Member, op: &EntryOp) -> Option<u64> {
+        match op {
+            EntryOp::Insert(key, value) => self.insert(member, *key, *value),
+            EntryOp::Remove(key) => self.remove(member, *key),
+            EntryOp::Get(key) => self.get(member, *key),
+        }
+    }
+}
+
+fn number(bytes: Option<Vec<u8>>) -> Option<u64> {
+    let bytes = bytes?;
+    Some(u64::from_le_bytes(bytes.try_into().expect("eight bytes")))
+}
+
+macro_rules! dictionary {
+    ($type:ident) => {
+        impl Dictionary for $type<'static> {
+            fn create(member: &mut Member, root: u64) -> Self {
+                Self::create_in(member, root).expect("room")
+            }
+
+            fn insert(self, member: &mut Member, key: u64, value: u64) -> Option<u64> {
+                let is_new = $type::insert(&self, member, key, &value.to_le_bytes());
+                (!is_new.expect("room")).then_some(0)
+            }
+
+            fn remove(self, member: &mut Member, key: u64) -> Option<u64> {
+                number($type::remove(&self, member, key).expect("sane"))
+            }
+
+            fn get(self, member: &mut Member, key: u64) -> Option<u64> {
+                number($type::get(&self, member, key).expect("sane"))
+            }
+        }
+    };
+}
+dictionary!(Map);
+dictionary!(List);
+
+/// Each inserts the same key, looks at it and removes it.
+fn dictionary<D: Dictionary>(actors: u32, rounds: u64) -> Scene {
+    let mut scene = Scene::new(SIZE);
+    let heap = heap(&scene);
+    let root = heap.root(0).expect("a root");
+    let mut creator = join(heap, HEIR);
+    let dictionary = D::create(&mut creator, root);
+    let history = History::<Entries>::default();
+    for id in 1..=actors {
+        let member = Here(join(heap, InstanceId::new(id, 1)));
+        let history = history.clone();
+        scene.actor(move |actor| {
+            let mut member = member.into_inner();
+            for round in 0..rounds {
+                let value = u64::from(id) * 100 + round;
+                for op in [
+                    EntryOp::Insert(7, value),
+                    EntryOp::Get(7),
+                    EntryOp::Remove(7),
+                ] {
+                    history.run(actor, op.clone(), || dictionary.apply(&mut member, &op));
+                }
+            }
+            scene::vanish(member);
+        });
+    }
+    let creator = Here(creator);
+    scene.finally(move |end| {
+        let mut heir = creator.into_inner();
+        let actor = Actor {
+            me: HEIR,
+            judge: end.judge,
+        };
+        heap.recover(HEIR, &end.judge).expect("sane");
+        for op in [EntryOp::Get(7), EntryOp::Remove(7), EntryOp::Get(7)] {
+            history.run(actor, op.clone(), || dictionary.apply(&mut heir, &op));
+        }
+        scene::vanish(heir);
+        history.check(Entries::default(), end.time);
+    });
+    scene
+}
