@@ -11,6 +11,7 @@ use lupin::shm::Mapping;
 
 use crate::case::{Case, PREDECESSOR};
 
+pub mod again;
 pub mod barrier;
 pub mod buddy;
 pub mod counters;
@@ -43,6 +44,7 @@ pub fn all() -> Vec<&'static dyn Case> {
         offset_ptr::CASES,
         barrier::CASES,
         sync::CASES,
+        again::CASES,
     ]
     .concat()
 }

@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use lupin::InstanceId;
 use lupin::collections::{List, Map, Queue, kind};
-use lupin::heap::{Heap, HeapSpec, Participant};
+use lupin::heap::{Heap, HeapSpec, KIND_FREE, Participant};
 use lupin::shm::Mapping;
 
 use super::{die_before_end, equal, text};
@@ -53,6 +53,21 @@ pub const CASES: &[&dyn Case] = &[
             assert_eq!(found, Some(value(KEY)));
         },
         after: |_| {},
+    },
+    &Change {
+        name: "heap.collect",
+        states: &["of three"],
+        structure: Structure::List,
+        kinds: &[kind::LIST_REMOVE, KIND_FREE],
+        prepare: fill,
+        run: |p| {
+            let removed = list(p).remove(p, KEY).expect("nobody reads");
+            assert_eq!(removed, Some(value(KEY)));
+            for _ in 0..4 {
+                p.collect().expect("nobody reads");
+            }
+        },
+        after: remove,
     },
     &Change {
         name: "map.create_with",
