@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use lupin_report::Report;
+use lupin_report::{Report, Row};
 
 use crate::measure::Effort;
 
@@ -25,7 +25,9 @@ use crate::measure::Effort;
 ///
 /// A subject and its peer alternate in short slices (subject, peer, peer, subject). A ratio is
 /// the median over such rounds, a time the median over slices; spreads are the quartiles. Threads
-/// are not pinned. Figures of one thread are processor time, of several wall-clock time. A missed bar of speed is shown and is no failure; a result that is wrong is.
+/// are not pinned. Figures of one thread are processor time, of several wall-clock time per
+/// operation of all together; processor time of waiters is that of all of them together. A missed
+/// bar of speed is shown and is no failure; a result that is wrong is.
 #[derive(Parser)]
 struct Arguments {
     /// What to measure.
@@ -68,9 +70,12 @@ fn main() -> ExitCode {
 
 fn measure(arguments: &Arguments) -> Result<Report, Box<dyn Error>> {
     let effort = Effort::new(arguments.quick);
-    match arguments.suite {
+    let mut report = match arguments.suite {
         Suite::Locks => locks::measure(effort),
         Suite::Alloc => alloc::measure(effort),
         Suite::Structures => structures::measure(effort),
-    }
+    }?;
+    let processors = std::thread::available_parallelism()?.get();
+    report.push(Row::new("processors", processors as f64, "processors"));
+    Ok(report)
 }
