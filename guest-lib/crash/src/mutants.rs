@@ -34,6 +34,17 @@ pub struct Explained {
 /// All explanations.
 pub const EXPLAINED: &[Explained] = &[
     Explained {
+        file: "src/epoch.rs",
+        text: "store64(line, self.now() << 1 | 1, Ordering::Release);",
+        why: "a pin keeps others from freeing what its reader looks at; a case has one thread, so \
+              nobody frees meanwhile",
+    },
+    Explained {
+        file: "src/epoch.rs",
+        text: "store64(line, 0, Ordering::Release);",
+        why: "a pin that is left behind delays frees, and nobody frees in the cases that pin",
+    },
+    Explained {
         file: "wait.rs",
         text: "store32(self.flag, RAISED, Ordering::Relaxed);",
         why: "matters to a second sleeper only, which takes more than the one thread of a case; \
