@@ -62,4 +62,6 @@ pub mod kind {
 }
 
 #[cfg(test)]
+mod deaths_test;
+#[cfg(test)]
 mod test_support;
