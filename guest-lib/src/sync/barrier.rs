@@ -156,6 +156,8 @@ pub struct SeatWords {
     reported: AtomicU64,
     /// 1 + the last round that a member of this seat broke.
     broke: AtomicU64,
+    /// Who did. Not `reported`: a member that leaves later is not to blame.
+    breaker: AtomicU64,
 }
 
 /// A barrier of `SEATS` seats in pod memory. All zero bytes: nobody has come yet.
@@ -189,6 +191,7 @@ impl<const SEATS: usize> Default for BarrierWords<SEATS> {
                     arrived: AtomicU64::new(0),
                     reported: AtomicU64::new(0),
                     broke: AtomicU64::new(0),
+                    breaker: AtomicU64::new(0),
                 }
             }; SEATS],
         }
@@ -472,12 +475,17 @@ impl<'a> Barrier<'a> {
         let seat = &self.seats[seat];
         let broke = load64(&seat.broke, Ordering::SeqCst);
         let reported = load64(&seat.reported, Ordering::SeqCst);
+        let breaker = load64(&seat.breaker, Ordering::SeqCst);
         let member = load64(&seat.member, Ordering::SeqCst);
         if self.state() != state {
             return;
         }
         // The words above are those of this break or of the time before it. The swaps fail where
-        // another helper was faster: neither word ever takes the same value again.
+        // another helper was faster: no word ever takes the same value again.
+        if breaker != member {
+            // Before the round: who finds that finds the name.
+            let _ = cas64(&seat.breaker, breaker, member, Ordering::SeqCst);
+        }
         if broke != state.round() + 1 {
             let _ = cas64(&seat.broke, broke, state.round() + 1, Ordering::SeqCst);
         }
@@ -493,12 +501,12 @@ impl<'a> Barrier<'a> {
         cas64(&self.header.state, from.word(), to.word(), Ordering::SeqCst).is_ok()
     }
 
-    /// Who broke `round`: the newest dead member if that seat's has died since as well.
+    /// Who broke `round`, or, if a later member of that seat has broken a round since, that one.
     fn breaker_of(&self, round: u64) -> InstanceId {
         let breaks = self.seats.iter().filter_map(|seat| {
             let broke = load64(&seat.broke, Ordering::SeqCst);
-            let reported = load64(&seat.reported, Ordering::SeqCst);
-            (broke > round).then_some((broke, reported))
+            let breaker = load64(&seat.breaker, Ordering::SeqCst);
+            (broke > round).then_some((broke, breaker))
         });
         breaks
             .min()

@@ -522,3 +522,18 @@ fn many_deaths_at_once_and_all_agree_on_every_round() {
     assert!(deaths.load(Ordering::Relaxed) > 20, "{deaths:?}");
     assert!(whole > 20 && broken > 20, "{whole} whole, {broken} broken");
 }
+
+#[test]
+fn a_late_member_is_told_of_the_dead_and_not_of_one_who_left_its_seat_since() {
+    let words = others_wait();
+    let judge = all_but(&[A]);
+    // A has died in round 0; D takes its seat, which ends the round, and leaves again.
+    let seat = barrier(&words).join(D, &judge).unwrap();
+    seat.leave().unwrap();
+    for member in [B, C] {
+        assert_eq!(
+            arrive(&words, member, &judge),
+            Err(BarrierError::Dead { dead: A, round: 0 })
+        );
+    }
+}
