@@ -15,6 +15,7 @@ pub mod again;
 pub mod barrier;
 pub mod buddy;
 pub mod counters;
+pub mod epoch;
 pub mod heap;
 pub mod journal;
 pub mod log;
@@ -37,6 +38,7 @@ pub fn all() -> Vec<&'static dyn Case> {
         buddy::CASES,
         heap::CASES,
         rooted::CASES,
+        epoch::CASES,
         work::CASES,
         counters::CASES,
         table::CASES,

@@ -2,7 +2,8 @@
 //!
 //! For each store that the operations or their recoveries make, the cases that make it are run
 //! once more in a program without it: to completion, and through a sample of the square. The
-//! mutant is caught if anything is then bad, panics, ends its process or hangs. Orders and fences
+//! mutant is caught if anything is then bad, panics, ends its process or hangs. A store without
+//! which nothing changes but speed makes no mutant; those are listed, with reasons. Orders and fences
 //! are none of this suite's business: x86 processors hardly show a wrong one, and the model
 //! checkers try them all.
 
@@ -27,6 +28,9 @@ pub struct Explained {
     pub file: &'static str,
     /// What its line and those after it contain, without indentation.
     pub text: &'static str,
+    /// Whether no program can observe that the store is missing, but by its speed: a hint, a
+    /// statistic, the second of two that do the same. Such a mutant is none.
+    pub changes_nothing: bool,
     /// Why.
     pub why: &'static str,
 }
@@ -34,84 +38,86 @@ pub struct Explained {
 /// All explanations.
 pub const EXPLAINED: &[Explained] = &[
     Explained {
-        file: "src/epoch.rs",
-        text: "store64(line, self.now() << 1 | 1, Ordering::Release);",
-        why: "a pin keeps others from freeing what its reader looks at; a case has one thread, so \
-              nobody frees meanwhile",
-    },
-    Explained {
-        file: "src/epoch.rs",
-        text: "store64(line, 0, Ordering::Release);",
-        why: "a pin that is left behind delays frees, and nobody frees in the cases that pin",
-    },
-    Explained {
         file: "wait.rs",
         text: "store32(self.flag, RAISED, Ordering::Relaxed);",
+        changes_nothing: false,
         why: "matters to a second sleeper only, which takes more than the one thread of a case; \
               sleeps are bounded in any case",
     },
     Explained {
         file: "collections/journal.rs",
         text: "let _ = cas64( &header.hint,",
+        changes_nothing: true,
         why: "a hint where the end is: without it an appender looks from the start",
     },
     Explained {
         file: "heap/mod.rs",
         text: "store64(hint, 1, Ordering::SeqCst);",
+        changes_nothing: true,
         why: "a hint that others freed blocks: without it they are found when memory runs out",
     },
     Explained {
         file: "heap/settle.rs",
         text: "add64(&self.header.vacated.word",
+        changes_nothing: true,
         why: "a hint that there are slabs to adopt: without it they are adopted when memory runs \
               out",
     },
     Explained {
         file: "heap/settle.rs",
         text: "store64(&self.owner, 0, Ordering::Release);",
+        changes_nothing: false,
         why: "a line is used again after eight lives of a place, which no case lives through; \
               a unit test does",
     },
     Explained {
         file: "heap/participant.rs",
         text: "store64(&place.epoch.word, 0, Ordering::Relaxed);",
+        changes_nothing: false,
         why: "a pin that a dead one left matters to epochs, which these operations do not use; a \
               unit test does",
     },
     Explained {
         file: "work/job.rs",
         text: "store64(&cursor.word, 0, Ordering::Relaxed);",
+        changes_nothing: true,
         why: "a cursor only hands units out early; those that it passes by are swept up",
     },
     Explained {
         file: "work/job.rs",
         text: "store64(&unit.claim, 0, Ordering::Relaxed);",
+        changes_nothing: true,
         why: "as the claim itself: without it a unit is computed later",
     },
     Explained {
         file: "wait.rs",
         text: "let _ = cas32(self.flag, RAISED, KNOWN",
+        changes_nothing: true,
         why: "a flag that is raised and not known to be costs the next sleeper one more barrier",
     },
     Explained {
         file: "lock/tatas.rs",
         text: "if cas64(&self.words.owner, 0, me.word(), Ordering::Acquire).is_ok() {",
+        changes_nothing: true,
         why: "one of two attempts at the same swap, of which the other then serves for both",
     },
     Explained {
         file: "lock/mcs/nodes.rs",
         text: "&& cas64(&node.owner, 0, me.word(), Ordering::Acquire).is_ok()",
+        changes_nothing: true,
         why: "without it the second look, at nodes that the dead left, takes the free ones too",
     },
     Explained {
         file: "work/phase.rs",
         text: "match cas64( &line.claim,",
+        changes_nothing: true,
         why: "a claim saves double work and is not needed for a right result: without one, \
               whoever has nothing left to do computes the unit after a while",
     },
     Explained {
         file: "work/phase.rs",
         text: "add32(&line.commits",
+        changes_nothing: true,
         why: "a statistic by which an audit would see a unit that is committed twice; it never is",
     },
 ];
@@ -263,11 +269,12 @@ fn judge(
         place.0.ends_with(explained.file) && code_at(place).starts_with(explained.text)
     };
     let mut report = Report::new("mutants");
-    let mut unexplained = 0;
+    let (mut unexplained, mut equivalent) = (0, 0);
     for index in survivors {
         let (place, cases) = &stores[*index];
         let why = EXPLAINED.iter().find(|explained| fits(place, explained));
         unexplained += usize::from(why.is_none());
+        equivalent += usize::from(why.is_some_and(|explained| explained.changes_nothing));
         let why = why.map_or("not explained", |explained| explained.why);
         let by = cases.first().map_or("", |(case, _)| case.name());
         eprintln!(
@@ -278,10 +285,14 @@ fn judge(
         );
     }
     let all = stores.len();
-    let share = 100.0 * (all - survivors.len()) as f64 / all.max(1) as f64;
+    let mutants = all - equivalent;
+    let share = 100.0 * (all - survivors.len()) as f64 / mutants.max(1) as f64;
     let caught = Row::new("caught", share, "%").proof(Bar::AtLeast(95.0));
-    report.push(caught.n(all as u64));
-    report.push(Row::new("survivors", survivors.len() as f64, "mutants").n(all as u64));
+    report.push(caught.n(mutants as u64));
+    let survived = (survivors.len() - equivalent) as f64;
+    report.push(Row::new("survivors", survived, "mutants").n(mutants as u64));
+    let nothing = "stores without which nothing changes but speed";
+    report.push(Row::new(nothing, equivalent as f64, "stores").n(all as u64));
     if is_whole {
         let left = Row::new(
             "survivors without an explanation",

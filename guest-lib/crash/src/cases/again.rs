@@ -128,7 +128,12 @@ const BARRIER: Operation = Operation {
         // The one that recovers may be no member yet, and becomes one.
         seat(memory, me, world);
     },
-    check: |_, _, _| Ok(()),
+    check: |memory, _, world| {
+        let barrier = Barrier::at(memory, AT, SEATS).map_err(text)?;
+        let is_back = barrier.members().any(|member| member == VICTIM);
+        // Whoever came back is waited for again.
+        equal("it takes part", is_back || !world.returned, true)
+    },
     go_on: |memory, _, world| {
         let barrier = Barrier::at(memory, AT, SEATS).map_err(text)?;
         let members: Vec<_> = barrier.members().filter(|m| world.is_alive(*m)).collect();

@@ -114,7 +114,12 @@ pub const CASES: &[&dyn Case] = &[
     },
     &Change {
         name: "queue.push",
-        states: &["empty", "between two", "dead holder of its lock"],
+        states: &[
+            "empty",
+            "between two",
+            "reused blocks",
+            "dead holder of its lock",
+        ],
         structure: Structure::Queue,
         kinds: &[kind::QUEUE_PUSH],
         prepare: fill,
@@ -349,6 +354,16 @@ impl Case for Change {
         (self.prepare)(&mut p, self);
         for key in self.keys(state) {
             self.structure.add(&mut p, key);
+        }
+        if state == "reused blocks" {
+            // What others left in them is no part of the new nodes.
+            for key in 40..44 {
+                self.structure.add(&mut p, key);
+            }
+            while queue(&p).pop(&mut p).expect("it is whole").is_some() {}
+            for _ in 0..4 {
+                p.collect().expect("nobody reads");
+            }
         }
         p.alloc_into(p.hold(0), 40).expect("there is room");
         p.leave().expect("it lives");
