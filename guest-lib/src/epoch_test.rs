@@ -110,8 +110,9 @@ fn readers_never_find_what_was_freed() {
         let mut free: Vec<usize> = (1..CELLS).collect();
         let mut limbo: Vec<(usize, u64)> = Vec::new();
         let mut replaced = 0;
-        let end = std::time::Instant::now() + std::time::Duration::from_millis(300);
-        while std::time::Instant::now() < end {
+        // A busy machine takes its time.
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while replaced < 1000 && std::time::Instant::now() < end {
             let _ = epochs.advance(places.iter().map(Place::reader), &|_| true);
             limbo.retain(|&(cell, stamp)| {
                 let over = epochs.is_over(stamp);
@@ -129,6 +130,6 @@ fn readers_never_find_what_was_freed() {
             }
         }
         stop.store(true, Ordering::Relaxed);
-        assert!(replaced > 100, "{replaced}");
+        assert!(replaced > 100, "readers kept everything: {replaced}");
     });
 }
