@@ -40,16 +40,6 @@ pub const EXEMPT: &[Exempt] = &[
         text: "load64(hint, Ordering::Relaxed) != 0 && crate::mem::swap64(hint",
         why: "takes a living participant's hint to another one back, once its own slabs are used up",
     },
-    Exempt {
-        file: "epoch/reclaim.rs",
-        text: "store64(&entry.stamp, epochs.stamp(), Ordering::Release);",
-        why: "only when memory runs out; the heap's own tests come there, without a death in it",
-    },
-    Exempt {
-        file: "epoch/reclaim.rs",
-        text: "store64(&entry.stamp, 0, Ordering::Release); self.free_chore(index, own",
-        why: "only when memory runs out; the heap's own tests come there, without a death in it",
-    },
 ];
 
 /// What the source says of a place: its line, trimmed.
