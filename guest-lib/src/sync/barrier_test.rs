@@ -525,14 +525,20 @@ fn many_deaths_at_once_and_all_agree_on_every_round() {
 
 #[test]
 fn a_late_member_is_told_of_the_dead_and_not_of_one_who_left_its_seat_since() {
-    let words = others_wait();
+    let words = Words::default();
+    let mut seats = [A, B, C].map(|me| barrier(&words).join(me, &all_but(&[])).unwrap());
+    // B and C wait while A dies.
+    for seat in &mut seats[1..] {
+        let result = seat.wait_timeout(&all_but(&[]), Duration::ZERO);
+        assert!(is_timeout(&result));
+    }
     let judge = all_but(&[A]);
-    // A has died in round 0; D takes its seat, which ends the round, and leaves again.
+    // D ends the round that A broke, takes its seat, and leaves again.
     let seat = barrier(&words).join(D, &judge).unwrap();
     seat.leave().unwrap();
-    for member in [B, C] {
+    for seat in &mut seats[1..] {
         assert_eq!(
-            arrive(&words, member, &judge),
+            seat.wait_timeout(&judge, Duration::ZERO),
             Err(BarrierError::Dead { dead: A, round: 0 })
         );
     }
