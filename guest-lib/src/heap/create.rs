@@ -2,7 +2,6 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
-use std::time::Instant;
 
 use lupin_abi::InstanceId;
 
@@ -13,12 +12,8 @@ use crate::buddy::{Buddy, BuddyError};
 use crate::liveness::Liveness;
 use crate::log::checksum;
 use crate::mem::{cas64, load64, store64};
+use crate::seal::{Seal, Unsealed};
 use crate::shm::Mapping;
-use crate::wait::{Pacer, deadline_after};
-
-/// How long memory may be without a creator before that one is taken for dead: nobody can tell
-/// whether a creator that has not come to its first store lives.
-const UNCLAIMED: Duration = Duration::from_secs(1);
 
 /// What a heap consists of. It fills the memory that it is given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,34 +103,17 @@ impl<'m> Heap<'m> {
         patience: Duration,
     ) -> Result<Self, HeapError> {
         let header: &Header = memory.get(0)?;
-        let start = Instant::now();
-        let mut pacer = Pacer::new(Some(deadline_after(patience)));
-        let seal = loop {
-            // Acquire: pairs with the Release of `create`.
-            let seal = load64(&header.seal, Ordering::Acquire);
-            if seal != 0 {
-                break seal;
-            }
-            let magic = load64(&header.magic, Ordering::Acquire);
-            if magic != 0 && magic != HEAP_MAGIC {
-                return Err(HeapError::NotAHeap("it holds other data"));
-            }
-            let creator = InstanceId::from_word(load64(&header.creator, Ordering::Acquire));
-            let is_hopeless = match creator.is_none() {
-                true => start.elapsed() >= UNCLAIMED,
-                false => !judge.is_alive(creator),
-            };
-            // The seal again: the creator may have stored it and then ended.
-            if is_hopeless && load64(&header.seal, Ordering::Acquire) == 0 {
-                return Err(HeapError::Unfinished(creator));
-            }
-            if pacer.sleep().is_err() {
-                return Err(HeapError::BeingCreated(creator));
-            }
+        let words = Seal {
+            magic: &header.magic,
+            creator: &header.creator,
+            seal: &header.seal,
         };
-        if load64(&header.magic, Ordering::Acquire) != HEAP_MAGIC {
-            return Err(HeapError::NotAHeap("it holds other data"));
-        }
+        let sealed = words.wait(HEAP_MAGIC, judge, patience);
+        let seal = sealed.map_err(|unsealed| match unsealed {
+            Unsealed::OtherData => HeapError::NotAHeap("it holds other data"),
+            Unsealed::Unfinished(creator) => HeapError::Unfinished(creator),
+            Unsealed::BeingCreated(creator) => HeapError::BeingCreated(creator),
+        })?;
         let mut fields = [0; FIELDS];
         for (field, cell) in fields.iter_mut().zip(&header.fields) {
             *field = load64(cell, Ordering::Relaxed);

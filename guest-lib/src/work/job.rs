@@ -2,7 +2,6 @@
 
 use core::sync::atomic::Ordering;
 use core::time::Duration;
-use std::time::Instant;
 
 use lupin_abi::InstanceId;
 
@@ -11,12 +10,8 @@ use super::layout::{FIELDS, JOB_MAGIC, JobHeader, JobSpec, Places, UnitLine, che
 use super::phase::Phase;
 use crate::liveness::Liveness;
 use crate::mem::{cas64, load64, store32, store64};
+use crate::seal::{Seal, Unsealed};
 use crate::shm::Mapping;
-use crate::wait::{Pacer, deadline_after};
-
-/// How long a segment may be without a creator before that one is taken for dead: nobody can
-/// tell whether a creator that has not come to its first store lives.
-const UNCLAIMED: Duration = Duration::from_secs(1);
 
 /// A job, open for work.
 #[derive(Debug)]
@@ -108,34 +103,17 @@ impl<'m> Job<'m> {
         patience: Duration,
     ) -> Result<Self, WorkError> {
         let header: &JobHeader = memory.get(0)?;
-        let start = Instant::now();
-        let mut pacer = Pacer::new(Some(deadline_after(patience)));
-        let seal = loop {
-            // Acquire: pairs with the Release of `publish`.
-            let seal = load64(&header.seal, Ordering::Acquire);
-            if seal != 0 {
-                break seal;
-            }
-            let magic = load64(&header.magic, Ordering::Acquire);
-            if magic != 0 && magic != JOB_MAGIC {
-                return Err(WorkError::NotThisJob("it holds other data"));
-            }
-            let creator = InstanceId::from_word(load64(&header.creator, Ordering::Acquire));
-            let is_hopeless = match creator.is_none() {
-                true => start.elapsed() >= UNCLAIMED,
-                false => !judge.is_alive(creator),
-            };
-            // The seal again: the creator may have stored it and then ended.
-            if is_hopeless && load64(&header.seal, Ordering::Acquire) == 0 {
-                return Err(WorkError::Unfinished(creator));
-            }
-            if pacer.sleep().is_err() {
-                return Err(WorkError::BeingCreated(creator));
-            }
+        let words = Seal {
+            magic: &header.magic,
+            creator: &header.creator,
+            seal: &header.seal,
         };
-        if load64(&header.magic, Ordering::Acquire) != JOB_MAGIC {
-            return Err(WorkError::NotThisJob("it holds other data"));
-        }
+        let sealed = words.wait(JOB_MAGIC, judge, patience);
+        let seal = sealed.map_err(|unsealed| match unsealed {
+            Unsealed::OtherData => WorkError::NotThisJob("it holds other data"),
+            Unsealed::Unfinished(creator) => WorkError::Unfinished(creator),
+            Unsealed::BeingCreated(creator) => WorkError::BeingCreated(creator),
+        })?;
         let mut fields = [0; FIELDS];
         for (field, cell) in fields.iter_mut().zip(&header.fields) {
             *field = load64(cell, Ordering::Relaxed);
