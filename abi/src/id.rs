@@ -40,14 +40,17 @@ impl fmt::Display for NodeId {
 
 /// The number of a thread instance in the pod, stable across restarts of that thread.
 ///
-/// Valid ids are `1..=`[`MAX_THREADS`](crate::instances::MAX_THREADS); 0 means "no thread".
+/// Valid ids are `1..=`[`MAX_THREADS`]; 0 means "no thread".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ThreadId(u32);
+
+/// The largest thread id: as many as fit into the instances, which `instances` checks.
+pub const MAX_THREADS: u32 = 65_408;
 
 impl ThreadId {
     /// Accepts `1..=MAX_THREADS`.
     pub const fn new(id: u32) -> Option<Self> {
-        if id >= 1 && id <= crate::instances::MAX_THREADS {
+        if id >= 1 && id <= MAX_THREADS {
             Some(Self(id))
         } else {
             None

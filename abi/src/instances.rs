@@ -10,14 +10,12 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+pub use crate::id::MAX_THREADS;
 use crate::id::{Generation, InstanceId, ThreadId};
 use crate::layout::{INSTANCES_SIZE, SECTION_HEADER_SIZE};
 
 /// Bytes before the first entry.
 const TABLE_AT: usize = 4096;
-
-/// Number of thread ids in a pod.
-pub const MAX_THREADS: u32 = ((INSTANCES_SIZE as usize - TABLE_AT) / 32) as u32;
 
 /// One thread id.
 ///

@@ -19,8 +19,13 @@ pub enum Error {
     )]
     JobExists(String),
     /// The job's name is not a name.
-    #[error("`{0}` is not a job name: 1 to {max} of A-Z a-z 0-9 . _ -", max = crate::segment::MAX_NAME)]
-    Name(String),
+    #[error("`{name}` is not a job name: 1 to {max} of A-Z a-z 0-9 . _ -")]
+    Name {
+        /// What was given.
+        name: String,
+        /// Longest name, in bytes.
+        max: usize,
+    },
     /// The pool has no room.
     #[error(
         "job `{job}` needs a segment of {needed_mib} MiB and the pod has no room for it \
@@ -86,7 +91,7 @@ impl Error {
     /// 2 for a mistake on the command line, 3 for a job that is not there, 1 for all else.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Name(_) => ExitCode::from(2),
+            Self::Name { .. } => ExitCode::from(2),
             Self::NoSuchJob(_) => ExitCode::from(3),
             _ => ExitCode::FAILURE,
         }

@@ -20,7 +20,10 @@ const LOADING: Duration = Duration::from_secs(60);
 pub fn name(job: &str) -> Result<String, Error> {
     let is_valid = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     if job.is_empty() || job.len() > MAX_NAME || !job.bytes().all(is_valid) {
-        return Err(Error::Name(job.into()));
+        return Err(Error::Name {
+            name: job.into(),
+            max: MAX_NAME,
+        });
     }
     Ok(format!("{PREFIX}{job}"))
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use super::probe::Kind;
+pub use super::probe::Site;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Fate {
@@ -26,9 +27,6 @@ thread_local! {
     /// How often each site stored, while somebody asks.
     static SITES: RefCell<Option<BTreeMap<Site, u64>>> = const { RefCell::new(None) };
 }
-
-/// A place in the source that stores to pod memory: file, line, column.
-pub type Site = (&'static str, u32, u32);
 
 struct Died;
 

@@ -4,7 +4,8 @@ use core::cell::Cell;
 use core::panic::Location;
 use core::sync::atomic::Ordering;
 
-use super::crash::Site;
+/// A place in the source that accesses pod memory: file, line, column.
+pub type Site = (&'static str, u32, u32);
 
 /// What an access does. Narrow values are zero-extended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
