@@ -47,9 +47,12 @@ impl PodControl for FakeManager {
                 restarts: 0,
                 in_state_ns: 0,
                 joined_in_ns: Some(1),
-                pid: Some(4),
+                pid: Some(std::process::id()),
                 folder: "/".into(),
                 detail: None,
+                heartbeat: None,
+                false_alarms: 0,
+                usage: None,
             }],
         }
     }
@@ -147,7 +150,10 @@ fn requests_reach_the_manager_by_name_or_id() {
     let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let mut client = bench.client();
-    assert_eq!(client.status().unwrap(), bench.manager.status());
+    let mut status = client.status().unwrap();
+    let usage = status.nodes[0].usage.take();
+    assert_eq!(status, bench.manager.status());
+    assert!(usage.is_some_and(|usage| usage.memory_bytes > 0 && usage.threads > 1));
     client.kill("n3").unwrap();
     client.kill("3").unwrap();
     let refused = client.kill("n4").unwrap_err().to_string();

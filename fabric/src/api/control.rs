@@ -13,6 +13,7 @@ use lupin_abi::{Generation, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::agent_link::AgentLink;
+use crate::sys::usage::Usage;
 
 /// What a manager can be asked to do.
 ///
@@ -143,6 +144,14 @@ impl PodStatus {
             self.nodes.iter().find(|node| node.id == id)
         })
     }
+
+    /// Measures what each node that has a process takes of the host. Reads some files of `/proc`
+    /// for each of its threads, so this is for the thread that serves whoever asked.
+    pub fn measure(&mut self) {
+        for node in &mut self.nodes {
+            node.usage = node.pid.and_then(Usage::of_tree);
+        }
+    }
 }
 
 /// A snapshot of one node.
@@ -172,4 +181,25 @@ pub struct NodeStatus {
     pub folder: PathBuf,
     /// What an operator should know about it, if anything; why it did not start, for example.
     pub detail: Option<String>,
+    /// Its heartbeat; absent unless the manager listens to one.
+    #[serde(default)]
+    pub heartbeat: Option<HeartbeatStatus>,
+    /// How often it was suspected to hang and was found to live, since this manager took charge:
+    /// rung half-way to its deadline, or silent beyond it on the wall clock alone.
+    #[serde(default)]
+    pub false_alarms: u64,
+    /// What it takes of the host; absent if it has no process, or was not measured.
+    #[serde(default)]
+    pub usage: Option<Usage>,
+}
+
+/// How a node stands with its deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeartbeatStatus {
+    /// How long ago the manager saw it beat, in nanoseconds.
+    pub age_ns: u64,
+    /// How much time it has left to beat, in nanoseconds, counted only while it could run.
+    pub left_ns: u64,
+    /// How much it has after a beat, in nanoseconds.
+    pub deadline_ns: u64,
 }

@@ -41,7 +41,11 @@ pub(super) fn serve(
     while let Some(request) = read_request(&mut reader)? {
         let reply = match request {
             Err(refusal) => Err(refusal),
-            Ok(Request::Status {}) => Ok(Reply::Status(control.status())),
+            Ok(Request::Status {}) => {
+                let mut status = control.status();
+                status.measure();
+                Ok(Reply::Status(status))
+            }
             Ok(Request::Kill { node }) => find(control, &node)
                 .and_then(|node| control.kill(node))
                 .map(|()| Reply::Done {}),

@@ -10,9 +10,10 @@ use lupin_abi::fabric::{FabricSection, NodeState};
 use lupin_abi::{Generation, NodeId};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::state::Core;
+use super::judge::Standing;
+use super::state::{Core, Phase};
 use crate::agent_link::AgentLink;
-use crate::api::{ControlError, NodeStatus, PodControl, PodPhase, PodStatus};
+use crate::api::{ControlError, HeartbeatStatus, NodeStatus, PodControl, PodPhase, PodStatus};
 use crate::memory::PodMemory;
 use crate::podfile::Pod;
 use crate::power::Fence;
@@ -32,6 +33,8 @@ pub(super) struct NodeView {
     pub pid: Option<u32>,
     pub detail: Option<String>,
     pub joined_in_ns: Option<u64>,
+    pub heartbeat: Option<Standing>,
+    pub false_alarms: u64,
 }
 
 #[derive(Debug, Default)]
@@ -103,6 +106,11 @@ impl ManagerHandle {
             let shown = view.nodes.entry(*id).or_default();
             shown.pid = node.life.as_ref().map(|life| life.instance.process().pid);
             shown.joined_in_ns = node.joined_in_ns;
+            shown.false_alarms = node.false_alarms;
+            shown.heartbeat = match &node.phase {
+                Phase::Joined(judge) => Some(judge.standing()),
+                _ => None,
+            };
             if shown.detail != node.detail {
                 shown.detail.clone_from(&node.detail);
             }
@@ -155,6 +163,13 @@ impl PodControl for ManagerHandle {
                 pid: known.pid,
                 folder: self.folder.join("nodes").join(&node.name),
                 detail: known.detail,
+                heartbeat: known.heartbeat.map(|standing| HeartbeatStatus {
+                    age_ns: now.saturating_sub(standing.changed_ns),
+                    left_ns: standing.deadline_ns.saturating_sub(standing.used_ns),
+                    deadline_ns: standing.deadline_ns,
+                }),
+                false_alarms: known.false_alarms,
+                usage: None,
             }
         });
         PodStatus {

@@ -24,6 +24,9 @@ use crate::sys::threads::ThreadTimes;
 pub enum Verdict {
     /// The counter moved.
     Alive,
+    /// It moved after the node had been suspected: rung, or silent for longer than the deadline on
+    /// the wall clock. Whoever judges by the wall clock alone kills here.
+    FalseAlarm(Silence),
     /// It did not, and that means nothing yet.
     Silent,
     /// Ring the node now, once.
@@ -32,7 +35,7 @@ pub enum Verdict {
     Hung(Silence),
 }
 
-/// The numbers behind a verdict of [`Verdict::Hung`].
+/// The numbers of a silence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Silence {
     /// Since the counter was last seen to move, in nanoseconds.
@@ -43,6 +46,17 @@ pub struct Silence {
     pub deadline_ns: u64,
     /// The counter.
     pub beats: u64,
+}
+
+/// Where a node stands with its deadline, for whoever watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// When the counter was last seen to move, in nanoseconds of the clock.
+    pub changed_ns: u64,
+    /// How much of the deadline the silence since then has used up, in nanoseconds.
+    pub used_ns: u64,
+    /// The deadline, in nanoseconds.
+    pub deadline_ns: u64,
 }
 
 /// The judge of one life of a node.
@@ -86,10 +100,10 @@ impl Judge {
         threads: impl FnOnce() -> Vec<ThreadTimes>,
     ) -> Verdict {
         if beats != self.beats {
+            let silence = self.silence.take().and_then(|count| self.suspicion(&count));
             self.beats = beats;
             self.changed_ns = now_ns;
-            self.silence = None;
-            return Verdict::Alive;
+            return silence.map_or(Verdict::Alive, Verdict::FalseAlarm);
         }
         let threads = threads();
         let Some(count) = &mut self.silence else {
@@ -130,6 +144,26 @@ impl Judge {
             available_ns: count.available_ns,
             deadline_ns: self.deadline_ns,
             beats,
+        })
+    }
+
+    /// Where the node stands as of the last look.
+    pub fn standing(&self) -> Standing {
+        Standing {
+            changed_ns: self.changed_ns,
+            used_ns: self.silence.as_ref().map_or(0, |count| count.available_ns),
+            deadline_ns: self.deadline_ns,
+        }
+    }
+
+    /// A silence that raised a suspicion; up to the last look that found it.
+    fn suspicion(&self, count: &Count) -> Option<Silence> {
+        let wall_ns = count.looked_ns.saturating_sub(self.changed_ns);
+        (count.rung || wall_ns >= self.deadline_ns).then_some(Silence {
+            wall_ns,
+            available_ns: count.available_ns,
+            deadline_ns: self.deadline_ns,
+            beats: self.beats,
         })
     }
 }
@@ -183,7 +217,7 @@ mod tests {
         let (mut judge, mut rung) = (judge(), None);
         for ms in (0..until).step_by(step) {
             match judge.look(ms * MS, 1, || vec![account(ms)]) {
-                Verdict::Alive => panic!("alive without a beat"),
+                Verdict::Alive | Verdict::FalseAlarm(_) => panic!("alive without a beat"),
                 Verdict::Silent => {}
                 Verdict::Ring => {
                     assert!(rung.is_none(), "rung twice");
@@ -232,6 +266,35 @@ mod tests {
     }
 
     #[test]
+    fn a_beat_after_a_suspicion_is_a_false_alarm_with_its_numbers() {
+        // Starved for longer than the deadline, and not rung.
+        let mut starved = judge();
+        for ms in (16..=160).step_by(16) {
+            starved.look(ms * MS, 1, || vec![thread(5, 5 + ms, true)]);
+        }
+        let standing = starved.standing();
+        assert_eq!((standing.changed_ns, standing.used_ns), (0, 0));
+        let Verdict::FalseAlarm(silence) = starved.look(176 * MS, 2, Vec::new) else {
+            panic!("nobody suspected it");
+        };
+        assert_eq!((silence.wall_ns, silence.available_ns), (160 * MS, 0));
+        assert_eq!(starved.standing().changed_ns, 176 * MS);
+        // Rung half-way, and it woke up.
+        let mut idle = judge();
+        for ms in (16..=80).step_by(16) {
+            idle.look(ms * MS, 1, || vec![thread(5, 5, false)]);
+        }
+        assert_eq!(idle.standing().used_ns, 64 * MS);
+        assert!(matches!(
+            idle.look(96 * MS, 2, Vec::new),
+            Verdict::FalseAlarm(_)
+        ));
+        // A late beat that nobody minded.
+        idle.look(112 * MS, 2, Vec::new);
+        assert_eq!(idle.look(128 * MS, 3, Vec::new), Verdict::Alive);
+    }
+
+    #[test]
     fn half_the_cpu_takes_twice_the_time() {
         let (_, hung) = silence(16, 1000, |ms| thread(ms / 2, ms / 2, true));
         let (at, silence) = hung.unwrap();
@@ -245,7 +308,10 @@ mod tests {
         assert_eq!(judge.look(16 * MS, 1, Vec::new), Verdict::Silent);
         // Ten seconds without a look: two polls at most are held against the node.
         assert_eq!(judge.look(10_000 * MS, 1, Vec::new), Verdict::Silent);
-        assert_eq!(judge.look(10_016 * MS, 2, Vec::new), Verdict::Alive);
+        let Verdict::FalseAlarm(seen) = judge.look(10_016 * MS, 2, Vec::new) else {
+            panic!("ten seconds on the wall clock");
+        };
+        assert_eq!(seen.available_ns, 32 * MS);
         let (_, hung) = silence(5000, 60_000, |_| thread(5, 5, false));
         assert_eq!(hung.unwrap().0, 20_000, "four looks of 32 ms each");
     }

@@ -107,6 +107,8 @@ pub(super) struct NodeControl {
     pub detail: Option<String>,
     /// From start to join, in this life.
     pub joined_in_ns: Option<u64>,
+    /// How often it was suspected to hang and lived, under this manager.
+    pub false_alarms: u64,
 }
 
 /// One life of a node.
@@ -149,6 +151,7 @@ impl Core {
                 history: History::default(),
                 detail: None,
                 joined_in_ns: None,
+                false_alarms: 0,
             };
             nodes.insert(spec.id, node);
         }

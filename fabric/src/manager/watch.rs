@@ -131,6 +131,15 @@ impl Core {
         };
         match judge.look(now, beats, || life.instance.thread_times()) {
             Verdict::Alive | Verdict::Silent => {}
+            Verdict::FalseAlarm(silence) => {
+                node.false_alarms += 1;
+                log::debug!(
+                    "{}: silent for {} ms, {} ms of which it could have run; it lives",
+                    node.spec,
+                    silence.wall_ns / 1_000_000,
+                    silence.available_ns / 1_000_000
+                );
+            }
             Verdict::Ring => {
                 life.instance.ring();
             }

@@ -5,3 +5,4 @@ pub mod mappings;
 pub mod process;
 pub mod spawn;
 pub mod threads;
+pub mod usage;

@@ -31,8 +31,7 @@ pub fn of_process(pid: u32) -> Vec<u32> {
 /// Reads the account of one thread of a process; `None` if it is gone, or if the kernel keeps no
 /// accounts (`CONFIG_SCHED_INFO`, which every distribution has).
 pub fn times(pid: u32, tid: u32) -> Option<ThreadTimes> {
-    let schedstat = fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).ok()?;
-    let (run_ns, delay_ns) = parse_schedstat(&schedstat)?;
+    let (run_ns, delay_ns) = schedstat(pid, tid)?;
     let stat = fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
     let up_to_host = matches!(stat_fields(&stat)?.next()?, "R" | "D");
     Some(ThreadTimes {
@@ -41,6 +40,13 @@ pub fn times(pid: u32, tid: u32) -> Option<ThreadTimes> {
         delay_ns,
         up_to_host,
     })
+}
+
+/// Time on a CPU and time spent waiting for one, in nanoseconds, of one thread of a process;
+/// `None` if it is gone.
+pub(super) fn schedstat(pid: u32, tid: u32) -> Option<(u64, u64)> {
+    let schedstat = fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).ok()?;
+    parse_schedstat(&schedstat)
 }
 
 /// `run delay timeslices`, in nanoseconds.

@@ -87,6 +87,9 @@ struct DownArgs {
 struct PsArgs {
     /// Pod file or name; all running pods if absent.
     pod: Option<OsString>,
+    /// Show also heartbeats, memory and time of the processors.
+    #[arg(short, long, conflicts_with = "json")]
+    wide: bool,
     /// Print JSON: one object a pod, one line each.
     #[arg(long)]
     json: bool,

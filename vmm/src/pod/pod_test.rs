@@ -37,6 +37,9 @@ impl PodControl for FakeManager {
             pid: Some(100 + id),
             folder: format!("/nonexistent/n{id}").into(),
             detail: (id == 2).then(|| "a word to the operator".into()),
+            heartbeat: None,
+            false_alarms: 0,
+            usage: None,
         };
         PodStatus {
             pod: "demo".into(),
@@ -145,6 +148,7 @@ fn commands_end_with_the_status_that_the_help_promises() {
     assert_eq!(bench.run(&["ps"]), status::OK);
     assert_eq!(bench.run(&["ps", "demo", "--json"]), status::OK);
     assert_eq!(bench.run(&["ps", &file]), status::OK);
+    assert_eq!(bench.run(&["ps", "demo", "--wide"]), status::OK);
     assert_eq!(bench.run(&["events", "demo"]), status::OK);
     assert_eq!(
         bench.run(&["events", "demo", "--json", "--node", "n1"]),

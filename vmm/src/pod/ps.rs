@@ -38,14 +38,14 @@ pub(super) fn ps(base: &Path, args: &PsArgs) -> Result<i32, Failure> {
             print(&(json + "\n"))?;
         } else {
             let gap = if n > 0 { "\n" } else { "" };
-            print(&format!("{gap}{}", describe(pod)))?;
+            print(&format!("{gap}{}", describe(pod, args.wide)))?;
         }
     }
     Ok(status::OK)
 }
 
 /// A pod in words and a table.
-fn describe(pod: &PodStatus) -> String {
+fn describe(pod: &PodStatus, wide: bool) -> String {
     let phase = match pod.phase {
         PodPhase::Running => "running",
         PodPhase::GoingDown => "going down",
@@ -62,27 +62,57 @@ fn describe(pod: &PodStatus) -> String {
         size(pod.memory_bytes),
         pod.memory.display(),
     );
-    let rows: Vec<_> = pod.nodes.iter().map(row).collect();
-    out += &table(
-        &[
-            "ID",
-            "NAME",
-            "BACKEND",
-            "STATE",
-            "FOR",
-            "GENERATION",
-            "RESTARTS",
-            "PID",
-            "LAST FAILURE",
-        ],
-        &rows,
-    );
+    let mut head = HEAD.to_vec();
+    let mut rows: Vec<_> = pod.nodes.iter().map(row).collect();
+    if wide {
+        head.extend(WIDE_HEAD);
+        for (row, node) in rows.iter_mut().zip(&pod.nodes) {
+            row.extend(wide_row(node));
+        }
+    }
+    out += &table(&head, &rows);
     for node in &pod.nodes {
         if let Some(detail) = &node.detail {
             out += &format!("{}: {detail}\n", node.name);
         }
     }
     out
+}
+
+const HEAD: [&str; 9] = [
+    "ID",
+    "NAME",
+    "BACKEND",
+    "STATE",
+    "FOR",
+    "GENERATION",
+    "RESTARTS",
+    "PID",
+    "LAST FAILURE",
+];
+
+/// The columns of `--wide`. The last three count from the start of the threads that live.
+const WIDE_HEAD: [&str; 6] = [
+    "BEAT",
+    "LEFT",
+    "FALSE ALARMS",
+    "MEMORY",
+    "CPU TIME",
+    "WAITED",
+];
+
+fn wide_row(node: &NodeStatus) -> Vec<String> {
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+    let beat = node.heartbeat.as_ref();
+    let usage = node.usage.as_ref();
+    vec![
+        or_none(beat.map(|beat| span(beat.age_ns))),
+        or_none(beat.map(|beat| span(beat.left_ns))),
+        node.false_alarms.to_string(),
+        or_none(usage.map(|usage| size(usage.memory_bytes))),
+        or_none(usage.map(|usage| span(usage.run_ns))),
+        or_none(usage.map(|usage| span(usage.delay_ns))),
+    ]
 }
 
 fn row(node: &NodeStatus) -> Vec<String> {
