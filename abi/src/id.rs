@@ -174,6 +174,29 @@ mod tests {
     }
 
     #[test]
+    fn every_id_of_the_tables_packs_and_no_other_is_one() {
+        for id in 0..=2 * MAX_THREADS {
+            let in_nodes = (1..=MAX_NODES).contains(&id);
+            let in_threads = (1..=MAX_THREADS).contains(&id);
+            assert_eq!(NodeId::new(id).map(NodeId::get), in_nodes.then_some(id));
+            assert_eq!(
+                ThreadId::new(id).map(ThreadId::get),
+                in_threads.then_some(id)
+            );
+            for bit in 0..32 {
+                for generation in [1 << bit, !(1 << bit)] {
+                    let instance = InstanceId::new(id, generation);
+                    assert_eq!((instance.id(), instance.generation()), (id, generation));
+                    assert_eq!(instance.node(), NodeId::new(id));
+                    // No other pair has this word: one bit more or less is another one.
+                    let other = InstanceId::new(id, generation ^ 1 << bit);
+                    assert_ne!(instance.word(), other.word());
+                }
+            }
+        }
+    }
+
+    #[test]
     fn ids_outside_their_tables_are_refused() {
         assert!(NodeId::new(0).is_none());
         assert!(NodeId::new(MAX_NODES).is_some());
