@@ -14,7 +14,7 @@ use lupin::shm::{Mapping, ShmError};
 use lupin_report::{Bar, Report, Row};
 
 use crate::measure::{Effort, Paired, Slice, contend, paired, thread_cpu_time};
-use crate::peers::mcs::Mcs;
+use crate::peers::mcs::{self, Mcs};
 use crate::peers::robust::RobustMutex;
 use crate::peers::tatas::{Spinning, Tatas};
 use crate::pod::{Pod, memory};
@@ -57,7 +57,7 @@ impl Exclusive for Recoverable<'_> {
         match self.lock.lock(*me, &self.judge) {
             Ok(Acquired::Clean(guard)) => {
                 work();
-                guard.unlock().expect("nobody is declared dead here");
+                drop(guard);
             }
             Ok(Acquired::Orphaned(orphan)) => panic!("{} died", orphan.previous()),
             Err(error) => panic!("{error}"),
@@ -95,7 +95,7 @@ impl<'a> Exclusive for Queue<'a> {
         match self.lock.lock(waiter, &self.judge) {
             Ok(Acquired::Clean(guard)) => {
                 work();
-                guard.unlock().expect("nobody is declared dead here");
+                drop(guard);
             }
             Ok(Acquired::Orphaned(orphan)) => panic!("{} died", orphan.previous()),
             Err(error) => panic!("{error}"),
@@ -103,18 +103,18 @@ impl<'a> Exclusive for Queue<'a> {
     }
 }
 
-impl Exclusive for Mcs {
-    type Session = u32;
+impl<'a> Exclusive for Mcs<'a> {
+    type Session = mcs::Waiter<'a>;
 
-    fn begin(&self, me: InstanceId) -> u32 {
-        me.id()
+    fn begin(&self, me: InstanceId) -> mcs::Waiter<'a> {
+        self.join(me.id())
     }
 
     #[inline(always)]
-    fn exclusively(&self, number: &mut u32, work: impl FnOnce()) {
-        self.lock(*number);
+    fn exclusively(&self, waiter: &mut mcs::Waiter<'a>, work: impl FnOnce()) {
+        self.lock(*waiter);
         work();
-        self.unlock(*number);
+        self.unlock(*waiter);
     }
 }
 
@@ -134,7 +134,7 @@ macro_rules! peer {
         }
     };
 }
-peer!(Tatas);
+peer!(Tatas<'_>);
 peer!(Spinning);
 peer!(RobustMutex);
 
@@ -250,9 +250,11 @@ pub fn measure(effort: Effort) -> Result<Report, Box<dyn Error>> {
         wrong: 0,
         additions: 0,
     };
+    // A subject and its peer lie in the same memory, in lines that differ in the page only.
     let recoverable = Recoverable::new(&memory, 0, &pod)?;
-    let (plain, spinning) = (Tatas::default(), Spinning::default());
-    let (queue, plain_queue) = (Queue::new(&memory, 4096, &pod)?, Mcs::new(CROWD));
+    let (plain, spinning) = (Tatas::new(memory.get(0x1000)?), Spinning::default());
+    let queue = Queue::new(&memory, 0x2000, &pod)?;
+    let plain_queue = Mcs::new(&memory, 0x4000, CROWD)?;
     let (robust, parking_lot) = (RobustMutex::new()?, ParkingLot::default());
 
     for threads in [1, 2, CROWD] {

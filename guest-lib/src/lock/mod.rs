@@ -19,6 +19,12 @@
 //! * Nobody waits for the dead. Every wait asks the judge ([`Liveness`](crate::liveness::Liveness))
 //!   at least every [`MAX_SLEEP`](crate::wait::MAX_SLEEP).
 //!
+//! These hold for judges that keep theirs: a verdict "dead" comes after the last store of the dead.
+//! So a holder that runs has the lock, and the release of a guard that is dropped stores without
+//! a look. Who would rather know that a judge was wrong looks first, with
+//! [`unlock`](LockGuard::unlock): that finds most such holds, and can promise none, since the
+//! verdict may fall between the look and the store.
+//!
 //! This is what `EOWNERDEAD` and `pthread_mutex_consistent` are to a robust mutex of POSIX, except
 //! that no kernel knows the owner: the judge does, for owners on all nodes.
 //!
@@ -60,7 +66,8 @@ pub enum LockError {
     /// The instance that asks is no instance.
     #[error("{0} cannot own a lock")]
     NoInstance(InstanceId),
-    /// The caller was declared dead while it held the lock, and somebody took it over.
+    /// The caller was declared dead while it held the lock, and somebody took it over: the judge
+    /// broke its promise.
     #[error("the lock was taken over from {0}, which had been declared dead")]
     Lost(InstanceId),
     /// All nodes of a table for queue locks are in use.
@@ -86,8 +93,10 @@ mod sealed {
 
     /// A hold on a lock, as far as its guard needs to know it.
     pub trait Hold: Copy + Debug {
+        /// Whether the hold is still the caller's: not if a judge called it dead, wrongly.
+        fn is_held(&self, me: InstanceId) -> bool;
         /// Ends the hold of consistent data.
-        fn release(&self, me: InstanceId) -> Result<(), LockError>;
+        fn release(&self, me: InstanceId);
         /// Makes the dead holder's hold the caller's own, or lets it go.
         fn adopt(&self, me: InstanceId, previous: InstanceId) -> Result<(), LockError>;
         /// Lets a dead holder's lock go unrepaired.
@@ -154,15 +163,22 @@ impl<L: Hold> LockGuard<'_, L> {
         self.me
     }
 
-    /// Releases the lock, and says if it was no longer the caller's to release.
+    /// Releases the lock as dropping the guard does, but looks first if it still is the caller's to
+    /// release. The look is one load; it costs most where others wait for the lock, since it
+    /// takes the lock's line from them once more.
     ///
     /// # Errors
-    /// [`LockError::Lost`]: the caller was declared dead and somebody else was let in. What it
-    /// changed since then may be mixed with another's changes.
+    /// [`LockError::Lost`]: a judge called the caller dead, who is not, and somebody else was
+    /// let in. Nothing is released. What the caller changed since then may be mixed with another's
+    /// changes.
     #[inline]
     pub fn unlock(self) -> Result<(), LockError> {
         let this = ManuallyDrop::new(self);
-        this.hold.release(this.me)
+        if !this.hold.is_held(this.me) {
+            return Err(LockError::Lost(this.me));
+        }
+        this.hold.release(this.me);
+        Ok(())
     }
 }
 
@@ -176,8 +192,7 @@ impl<'a> LockGuard<'a> {
 impl<L: Hold> Drop for LockGuard<'_, L> {
     #[inline]
     fn drop(&mut self) {
-        // Without a place to report a lost lock; `unlock` has one.
-        let _ = self.hold.release(self.me);
+        self.hold.release(self.me);
     }
 }
 

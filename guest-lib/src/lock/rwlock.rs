@@ -402,16 +402,21 @@ impl<'a> RwLock<'a> {
     }
 
     fn empty_slot(&self, slot: &AtomicU64) {
-        // Release: the writer that waits for this reader stores after what it has read.
+        // A store without a look, as the release of `tatas`. Release: the writer that waits for
+        // this reader stores after what it has read.
         store64(slot, 0, Ordering::Release);
         self.drain_parking().wake(1);
     }
 }
 
 impl Hold for RwLock<'_> {
-    fn release(&self, me: InstanceId) -> Result<(), LockError> {
+    fn is_held(&self, me: InstanceId) -> bool {
+        self.side().is_owned_by(me)
+    }
+
+    fn release(&self, _me: InstanceId) {
         // All: any number of readers may come in.
-        self.side().release_to(me, i32::MAX)
+        self.side().release_to(i32::MAX);
     }
 
     fn adopt(&self, me: InstanceId, previous: InstanceId) -> Result<(), LockError> {
@@ -437,29 +442,25 @@ impl ReadGuard<'_> {
         self.me
     }
 
-    /// Releases the lock, and says if it was no longer the caller's to release.
+    /// Releases the lock as dropping the guard does, but looks first if it still is the caller's to
+    /// release.
     ///
     /// # Errors
-    /// [`LockError::Lost`]: the caller was declared dead, and a writer may have been let in since.
+    /// [`LockError::Lost`]: a judge called the caller dead, who is not, and a writer may have been
+    /// let in since. Nothing is released.
     pub fn unlock(self) -> Result<(), LockError> {
         let this = core::mem::ManuallyDrop::new(self);
-        this.release()
-    }
-
-    fn release(&self) -> Result<(), LockError> {
-        // A store and not a swap, and a look before it: as the release of `tatas`.
-        if load64(self.slot, Ordering::Relaxed) != self.me.word() {
-            return Err(LockError::Lost(self.me));
+        if load64(this.slot, Ordering::Relaxed) != this.me.word() {
+            return Err(LockError::Lost(this.me));
         }
-        self.lock.empty_slot(self.slot);
+        this.lock.empty_slot(this.slot);
         Ok(())
     }
 }
 
 impl Drop for ReadGuard<'_> {
     fn drop(&mut self) {
-        // Without a place to report a lost lock; `unlock` has one.
-        let _ = self.release();
+        self.lock.empty_slot(self.slot);
     }
 }
 

@@ -2,84 +2,107 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use lupin::wait::{Pacer, wake};
+use lupin::pod_safe::{PodSafe, PodShared};
+use lupin::shm::{Mapping, ShmError};
+use lupin::wait::{Pacer, Parking};
 
 /// A waiter's state: it may go.
-const GO: u32 = 0;
-const WAITS: u32 = 1;
-/// It waits, and must be woken.
-const SLEEPS: u32 = 2;
+const GO: u64 = 0;
+const WAITS: u64 = 1;
 
+#[derive(PodSafe, PodShared)]
 #[repr(C, align(64))]
-#[derive(Default)]
-struct Node {
+pub struct Node {
     /// The number of the one behind, or 0.
     next: AtomicU64,
-    state: AtomicU32,
+    state: AtomicU64,
+    waiters: AtomicU32,
     wake: AtomicU32,
+    _reserved: [AtomicU64; 5],
 }
 
-/// The lock without recovery, as it is in the literature, but that its waiters sleep by the
-/// library's policy. Threads have numbers from 1 on.
-#[repr(C, align(64))]
-pub struct Mcs {
-    tail: AtomicU64,
-    nodes: Box<[Node]>,
+impl Node {
+    #[inline(always)]
+    fn parking(&self) -> Parking<'_> {
+        Parking {
+            flag: &self.waiters,
+            word: &self.wake,
+        }
+    }
 }
 
-impl Mcs {
-    /// A lock for so many threads.
-    pub fn new(threads: usize) -> Self {
-        Self {
-            tail: AtomicU64::new(0),
-            nodes: (0..=threads).map(|_| Node::default()).collect(),
+/// The lock without recovery, as it is in the literature. It lies in the same kind of memory as
+/// the recoverable one, and its waiters sleep by the same policy.
+pub struct Mcs<'a> {
+    tail: &'a AtomicU64,
+    nodes: &'a [Node],
+}
+
+/// What a thread has to use the lock: its node, and the node's number, from 1 on.
+#[derive(Clone, Copy)]
+pub struct Waiter<'a> {
+    node: &'a Node,
+    number: u64,
+}
+
+impl<'a> Mcs<'a> {
+    /// A lock for so many threads at `at`: its line, and then the nodes.
+    pub fn new(memory: &'a Mapping, at: u64, threads: usize) -> Result<Self, ShmError> {
+        Ok(Self {
+            tail: memory.get(at)?,
+            nodes: memory.get_slice(at + 64, threads as u64)?,
+        })
+    }
+
+    /// The thread with this number, from 1 on.
+    pub fn join(&self, number: u32) -> Waiter<'a> {
+        Waiter {
+            node: &self.nodes[number as usize - 1],
+            number: number.into(),
         }
     }
 
-    #[inline]
-    pub fn lock(&self, me: u32) {
-        let node = &self.nodes[me as usize];
-        node.next.store(0, Ordering::Relaxed);
-        node.state.store(WAITS, Ordering::Relaxed);
-        let ahead = self.tail.swap(me.into(), Ordering::AcqRel);
+    #[inline(always)]
+    pub fn lock(&self, me: Waiter<'_>) {
+        me.node.next.store(0, Ordering::Relaxed);
+        me.node.state.store(WAITS, Ordering::Relaxed);
+        let ahead = self.tail.swap(me.number, Ordering::AcqRel);
         if ahead != 0 {
-            self.wait(node, &self.nodes[ahead as usize], me);
+            self.wait(me, &self.nodes[ahead as usize - 1]);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn wait(&self, node: &Node, ahead: &Node, me: u32) {
-        ahead.next.store(me.into(), Ordering::Release);
+    fn wait(&self, me: Waiter<'_>, ahead: &Node) {
+        ahead.next.store(me.number, Ordering::Release);
+        let (state, parking) = (&me.node.state, me.node.parking());
         let mut pacer = Pacer::new(None);
-        while node.state.load(Ordering::Acquire) != GO {
+        while state.load(Ordering::Acquire) != GO {
             if pacer.spin() {
                 continue;
             }
-            let seen = node.wake.load(Ordering::Acquire);
-            let (order, state) = (Ordering::SeqCst, &node.state);
-            if state.compare_exchange(WAITS, SLEEPS, order, order) != Err(GO) {
-                let _ = pacer.sleep_on(&node.wake, seen);
+            let seen = parking.announce();
+            if state.load(Ordering::Acquire) != GO {
+                let _ = pacer.sleep_on(parking.word, seen);
             }
         }
     }
 
-    #[inline]
-    pub fn unlock(&self, me: u32) {
-        let node = &self.nodes[me as usize];
-        let mut next = node.next.load(Ordering::Acquire);
+    #[inline(always)]
+    pub fn unlock(&self, me: Waiter<'_>) {
+        let mut next = me.node.next.load(Ordering::Acquire);
         if next == 0 {
             let (success, failure) = (Ordering::Release, Ordering::Relaxed);
-            let last = self.tail.compare_exchange(me.into(), 0, success, failure);
+            let last = self.tail.compare_exchange(me.number, 0, success, failure);
             if last.is_ok() {
                 return;
             }
-            next = Self::next_of(node);
+            next = Self::next_of(me.node);
         }
-        let next = &self.nodes[next as usize];
-        if next.state.swap(GO, Ordering::AcqRel) == SLEEPS {
-            wake(&next.wake, 1);
-        }
+        let next = &self.nodes[next as usize - 1];
+        next.state.store(GO, Ordering::Release);
+        next.parking().wake(1);
     }
 
     /// Waits for whoever has swapped the tail and not yet linked itself.

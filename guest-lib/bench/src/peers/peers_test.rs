@@ -4,6 +4,7 @@ use std::thread::scope;
 use super::mcs::Mcs;
 use super::robust::RobustMutex;
 use super::tatas::{Spinning, Tatas};
+use crate::pod::memory;
 
 const THREADS: u32 = 4;
 const EACH: u64 = 2000;
@@ -23,7 +24,9 @@ fn excludes(exclusively: impl Fn(u32, &dyn Fn()) + Sync) {
 
 #[test]
 fn the_peers_exclude() {
-    let (tatas, spinning) = (Tatas::default(), Spinning::default());
+    let memory = memory("peers", 4096).unwrap();
+    let tatas = Tatas::new(memory.get(0).unwrap());
+    let spinning = Spinning::default();
     excludes(|_, work| {
         tatas.lock();
         work();
@@ -40,8 +43,9 @@ fn the_peers_exclude() {
         work();
         robust.unlock();
     });
-    let mcs = Mcs::new(THREADS as usize);
+    let mcs = Mcs::new(&memory, 1024, THREADS as usize).unwrap();
     excludes(|me, work| {
+        let me = mcs.join(me);
         mcs.lock(me);
         work();
         mcs.unlock(me);

@@ -1,7 +1,7 @@
 //! The recoverable queue lock, and the table of its nodes.
 
 use core::time::Duration;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use lupin::InstanceId;
 use lupin::crash;
@@ -20,9 +20,9 @@ const NODES: u64 = 1024;
 const COUNT: u16 = 12;
 /// The value of the pair before the operation.
 const BEFORE: u64 = 7;
-/// Stores until a waiter stands in the queue: node claimed, lock noted, place in front noted,
-/// tail swapped.
-const LINKED: u64 = 4;
+/// Stores until a waiter stands in the queue: node claimed, lock noted, tail tried in vain, place in
+/// front noted, tail swapped.
+const LINKED: u64 = 5;
 
 fn nodes(memory: &Mapping) -> McsNodes<'_> {
     McsNodes::new(memory, NODES, COUNT).expect("in bounds")
@@ -83,7 +83,7 @@ fn bystander_releases(memory: &Mapping) {
     for number in 1..=u64::from(COUNT) {
         let [owner, version, ..] = node(memory, number);
         if owner.load(Ordering::Relaxed) == BYSTANDER.word() {
-            let next = (version.load(Ordering::Relaxed) | 1) + 1;
+            let next = version.load(Ordering::Relaxed) + 1;
             version.store(next, Ordering::Release);
             owner.store(0, Ordering::Release);
         }
@@ -102,7 +102,7 @@ fn a_dead_one_enters(memory: &Mapping) {
     owner.store(FIRST_DEAD.word(), Ordering::Relaxed);
     at.store(Pair::LOCK, Ordering::Relaxed);
     pred.store(tail.load(Ordering::Relaxed), Ordering::Relaxed);
-    let place = (number << 48) | (version.load(Ordering::Relaxed) >> 1);
+    let place = (number << 48) | version.load(Ordering::Relaxed);
     tail.store(place, Ordering::Release);
 }
 
@@ -230,6 +230,14 @@ impl Lock {
     const SLEEPER: &str = "new, and one comes and sleeps behind it";
     /// The node that the victim gets where all are free.
     const VICTIMS: u64 = 2;
+
+    /// The flag of sleepers of the victim's node, and their futex word.
+    fn parking(memory: &Mapping) -> [&AtomicU32; 2] {
+        [32, 36].map(|at| {
+            let at = NODES + (Self::VICTIMS - 1) * 64 + at;
+            memory.get(at).expect("in bounds")
+        })
+    }
 }
 
 impl Case for Lock {
@@ -258,8 +266,7 @@ impl Case for Lock {
             if state == Self::SLEEPER {
                 // Of another node: not the victim's stores.
                 a_dead_one_enters(memory);
-                let [_, version, ..] = node(memory, Self::VICTIMS);
-                version.fetch_or(1, Ordering::Relaxed);
+                Self::parking(memory)[0].store(1, Ordering::Relaxed);
             }
         });
     }
@@ -273,9 +280,9 @@ impl Case for Lock {
             // Whoever goes past the dead frees their nodes.
             let sleeper = usize::from(state == Self::SLEEPER);
             equal("nodes in use", nodes(memory).in_use(), sleeper)?;
-            // The futex word of the victim's node.
-            let wakes = load(memory, NODES + (Self::VICTIMS - 1) * 64 + 32);
-            equal("wake-ups", wakes, sleeper as u64)?;
+            let [flag, wakes] = Self::parking(memory).map(|word| word.load(Ordering::Relaxed));
+            equal("wake-ups", wakes, sleeper as u32)?;
+            equal("the flag of sleepers", flag, 0)?;
         }
         check(memory, state, world, 1)
     }

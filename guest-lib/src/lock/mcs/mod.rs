@@ -51,15 +51,15 @@ use lupin_abi::InstanceId;
 use super::sealed::Hold;
 use super::{Acquired, LockError, LockGuard, LockState, OrphanGuard};
 use crate::liveness::Liveness;
-use crate::mem::{cas64, load32, load64, store64};
+use crate::mem::{cas64, load64, store64};
 use crate::pod_safe::{PodSafe, PodShared};
 use crate::shm::ShmError;
-use crate::wait::{Pacer, deadline_after, wake};
+use crate::wait::{Pacer, deadline_after};
 
 mod nodes;
 
-use nodes::{ASLEEP, NoPlace, Place, Seen};
 pub use nodes::{McsNodeWords, McsNodes, McsWaiter};
+use nodes::{NoPlace, Place, Seen};
 
 /// Sleeps, some milliseconds in all, before a waiter looks whether it waits for itself.
 const SLEEPS_BEFORE_WALK: u32 = 6;
@@ -189,15 +189,18 @@ impl<'m> McsLock<'m> {
         }
         let (here, node) = (waiter.next.get(), waiter.node.get());
         let hold = McsHold { waiter, here };
-        // Acquire: leads to the version of that place's node.
-        let tail = Place::from_word(load64(&self.words.tail, Ordering::Acquire));
         // A lock that is taken again and again ends with the last place of the own node, and
-        // that one is over.
-        let is_free = tail.next() == here || self.nodes.is_over(tail)?;
-        let end = if is_free && self.enter(node, here, tail, Place::NONE) {
-            End::Clean
-        } else {
-            self.wait(waiter, judge, timeout)
+        // that one is over. So that is tried without a look, which would fetch the line once to
+        // read it and once to write it.
+        let end = match self.enter(node, here, here.previous(), Place::NONE) {
+            Ok(()) => End::Clean,
+            Err(tail) => {
+                if self.nodes.is_over(tail)? && self.enter(node, here, tail, Place::NONE).is_ok() {
+                    End::Clean
+                } else {
+                    self.wait(waiter, judge, timeout)
+                }
+            }
         };
         let me = waiter.me;
         match end {
@@ -215,10 +218,16 @@ impl<'m> McsLock<'m> {
         }
     }
 
-    /// Puts a place behind `tail`, unless that is no longer the end of the queue. `ahead` is
-    /// `tail`, or none if that is over.
-    #[inline]
-    fn enter(&self, node: &McsNodeWords, here: Place, tail: Place, ahead: Place) -> bool {
+    /// Puts a place behind `tail`, unless that is not the end of the queue; the error is what is.
+    /// `ahead` is `tail`, or none if that is over.
+    #[inline(always)]
+    fn enter(
+        &self,
+        node: &McsNodeWords,
+        here: Place,
+        tail: Place,
+        ahead: Place,
+    ) -> Result<(), Place> {
         // Relaxed: published by the swap of the tail. The loads spare a lock that is taken again
         // and again two stores.
         if load64(&node.lock, Ordering::Relaxed) != self.at {
@@ -228,9 +237,9 @@ impl<'m> McsLock<'m> {
             store64(&node.pred, ahead.word(), Ordering::Relaxed);
         }
         // Release: publishes the node. Acquire: who is behind a free lock's last place sees what
-        // its holder did.
+        // its holder did, and a place that is found leads to its node.
         let swapped = cas64(&self.words.tail, tail.word(), here.word(), Ordering::AcqRel);
-        swapped.is_ok()
+        swapped.map(drop).map_err(Place::from_word)
     }
 
     /// The path of everybody who must wait, or succeed the dead. Its result fits registers.
@@ -277,7 +286,7 @@ impl<'m> McsLock<'m> {
             } else {
                 tail
             };
-            if self.enter(node, here, tail, *ahead) {
+            if self.enter(node, here, tail, *ahead).is_ok() {
                 return Ok(());
             }
             core::hint::spin_loop();
@@ -329,22 +338,13 @@ impl<'m> McsLock<'m> {
                 return Ok(End::Deadlock);
             }
             sleeps = sleeps.saturating_add(1);
-            let front = nodes.node(*ahead)?;
-            let seen = load32(&front.wake, Ordering::Acquire);
-            // The flag is in the word that the release changes, so the two cannot miss each
-            // other. One who gives up stores its owner word and then reads the flag, and this
-            // one the other way round: SeqCst on both sides.
-            let lasting = ahead.lasting();
-            let flagged = match load64(&front.version, Ordering::SeqCst) {
-                version if version == lasting => {
-                    cas64(&front.version, lasting, lasting | ASLEEP, Ordering::SeqCst).is_ok()
-                }
-                version => version == lasting | ASLEEP,
-            };
-            if !flagged || load64(&front.owner, Ordering::SeqCst) != owner.word() {
+            let parking = nodes.node(*ahead)?.parking();
+            let seen = parking.announce();
+            // Both that end this wait: the place is over, or its owner gave it up.
+            if nodes.look(*ahead, judge)? != Seen::Alive(owner) {
                 continue;
             }
-            if pacer.sleep_on(&front.wake, seen).is_err() && !nodes.is_over(*ahead)? {
+            if pacer.sleep_on(parking.word, seen).is_err() && !nodes.is_over(*ahead)? {
                 return Ok(End::TimedOut(0));
             }
         }
@@ -358,17 +358,14 @@ impl<'m> McsLock<'m> {
         let tail = &self.words.tail;
         if cas64(tail, here.word(), ahead.word(), Ordering::AcqRel).is_ok() {
             // So that a walk that is just here learns that it is not in this queue any more.
-            waiter.nodes.end(here, node);
+            node.end(here);
             waiter.next.set(here.next());
             return;
         }
         // The one behind goes past as if the caller were dead, and frees the node.
         waiter.next.set(Place::NONE);
-        let marked = cas64(&node.owner, waiter.me.word(), here.gone(), Ordering::SeqCst);
-        // SeqCst: see `advance`.
-        if marked.is_ok() && load64(&node.version, Ordering::SeqCst) == here.lasting() | ASLEEP {
-            wake(&node.wake, 1);
-        }
+        store64(&node.owner, here.gone(), Ordering::Release);
+        node.parking().wake(1);
     }
 
     /// Whether somebody alive holds the lock or waits for it.
@@ -433,14 +430,17 @@ impl McsHold<'_, '_> {
 
 impl Hold for McsHold<'_, '_> {
     #[inline(always)]
-    fn release(&self, me: InstanceId) -> Result<(), LockError> {
+    fn is_held(&self, _me: InstanceId) -> bool {
+        // The node is another's by now, or will be, if a judge was wrong.
+        let version = &self.waiter.node.get().version;
+        load64(version, Ordering::Relaxed) == self.here.lasting()
+    }
+
+    #[inline(always)]
+    fn release(&self, _me: InstanceId) {
         let waiter = self.waiter;
-        if waiter.nodes.end(self.here, waiter.node.get()) {
-            waiter.next.set(self.here.next());
-            return Ok(());
-        }
-        // The node is another's by now, or will be.
-        Err(LockError::Lost(me))
+        waiter.node.get().end(self.here);
+        waiter.next.set(self.here.next());
     }
 
     fn adopt(&self, me: InstanceId, previous: InstanceId) -> Result<(), LockError> {
@@ -450,7 +450,7 @@ impl Hold for McsHold<'_, '_> {
         let dead_node = nodes.node(dead)?;
         // This is the moment of the repair: if the caller dies after it, whoever is behind finds
         // the dead holder's place over and the lock consistent.
-        if !nodes.end(dead, dead_node) {
+        if !nodes.end_for_dead(dead, dead_node) {
             self.leave()?;
             return Err(LockError::Lost(me));
         }

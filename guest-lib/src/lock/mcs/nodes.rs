@@ -8,16 +8,14 @@ use lupin_abi::InstanceId;
 use super::McsWords;
 use crate::liveness::Liveness;
 use crate::lock::{LockError, check};
-use crate::mem::{cas64, load64};
+use crate::mem::{cas64, load64, store64};
 use crate::pod_safe::{PodSafe, PodShared};
 use crate::shm::{Mapping, ShmError};
-use crate::wait::wake;
+use crate::wait::Parking;
 
 /// Bits of a version in a [`Place`].
 const VERSION_BITS: u32 = 48;
 const VERSION_MASK: u64 = (1 << VERSION_BITS) - 1;
-/// The bit of a node's version word that says that whoever stands behind it may sleep.
-pub(super) const ASLEEP: u64 = 1;
 /// Marks an owner word as a version and no instance: the owner gave up its place in that version
 /// of the node. No instance has so large an id.
 const GONE: u64 = 1 << 63;
@@ -60,14 +58,19 @@ impl Place {
         Self((self.0 & !VERSION_MASK) | (self.0.wrapping_add(1) & VERSION_MASK))
     }
 
-    /// The version word of its node for as long as the place lasts, but for [`ASLEEP`].
+    /// The place that its node took last: it is over if this one is not.
+    pub(super) const fn previous(self) -> Self {
+        Self((self.0 & !VERSION_MASK) | (self.0.wrapping_sub(1) & VERSION_MASK))
+    }
+
+    /// The version word of its node for as long as the place lasts.
     pub(super) const fn lasting(self) -> u64 {
-        self.version() << 1
+        self.version()
     }
 
     /// The version word of its node once the place is over.
     pub(super) const fn over(self) -> u64 {
-        self.next().lasting()
+        self.next().version()
     }
 
     /// The owner word of a node whose owner gave this place up.
@@ -98,17 +101,18 @@ pub struct McsNodeWords {
     /// [`InstanceId`] of whoever uses the node; 0 if it is free; [`Place::gone`] if its owner
     /// gave up a place that others may still know.
     pub(super) owner: AtomicU64,
-    /// The version, shifted left by one, and [`ASLEEP`]. Raised when a place ends: that is how
-    /// the next in the queue learns it.
+    /// The version. Raised when a place ends: that is how the next in the queue learns it. While
+    /// the owner lives and has not given its place up, it alone stores this word.
     pub(super) version: AtomicU64,
     /// The place in front; 0 if there is none: then the owner holds the lock. Means something
     /// only in a queue.
     pub(super) pred: AtomicU64,
     /// Offset of the lock for which the node was used last.
     pub(super) lock: AtomicU64,
+    /// Not 0 if whoever stands behind may sleep. A hint.
+    waiters: AtomicU32,
     /// Futex word of whoever stands behind.
-    pub(super) wake: AtomicU32,
-    _pad: AtomicU32,
+    wake: AtomicU32,
     _reserved: [AtomicU64; 3],
 }
 
@@ -117,6 +121,26 @@ const _: () = assert!(size_of::<McsNodeWords>() == 64);
 unsafe impl PodSafe for McsNodeWords {}
 // SAFETY: all its fields are atomics.
 unsafe impl PodShared for McsNodeWords {}
+
+impl McsNodeWords {
+    /// Where whoever stands behind sleeps until the place is over, or given up.
+    #[inline(always)]
+    pub(super) fn parking(&self) -> Parking<'_> {
+        Parking {
+            flag: &self.waiters,
+            word: &self.wake,
+        }
+    }
+
+    /// Ends a place, by its owner, and wakes whoever sleeps behind it.
+    #[inline(always)]
+    pub(super) fn end(&self, place: Place) {
+        // A store, at a fraction of the price of a swap: nobody else ends the place of an owner
+        // that lives. Release: the next in the queue sees what the holder did.
+        store64(&self.version, place.over(), Ordering::Release);
+        self.parking().wake(1);
+    }
+}
 
 /// What somebody sees of a place in a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,7 +266,7 @@ impl<'m> McsNodes<'m> {
 
     #[inline]
     pub(super) fn place(&self, number: u16, version: u64) -> Place {
-        Place((u64::from(number) << VERSION_BITS) | ((version >> 1) & VERSION_MASK))
+        Place((u64::from(number) << VERSION_BITS) | (version & VERSION_MASK))
     }
 
     /// The node of a place.
@@ -262,7 +286,7 @@ impl<'m> McsNodes<'m> {
             return Ok(true);
         }
         let version = load64(&self.node(place)?.version, Ordering::Acquire);
-        Ok(version & !ASLEEP != place.lasting())
+        Ok(version != place.lasting())
     }
 
     /// Looks at a place.
@@ -290,26 +314,20 @@ impl<'m> McsNodes<'m> {
     /// in between leaves a node that [`claim`](Self::claim) finds.
     pub(super) fn discard(&self, place: Place, owner: u64) -> Result<(), NoPlace> {
         let node = self.node(place)?;
-        if self.end(place, node) {
+        if self.end_for_dead(place, node) {
             // Release: pairs with the Acquire of a claim. Fails if a claim was first.
             let _ = cas64(&node.owner, owner, 0, Ordering::AcqRel);
         }
         Ok(())
     }
 
-    /// Ends a place and wakes whoever sleeps behind it; false if it was over.
-    #[inline(always)]
-    pub(super) fn end(&self, place: Place, node: &McsNodeWords) -> bool {
-        // AcqRel: the next in the queue sees what the holder did; and see `Place` for how it is
-        // recognised. One word holds the version and the sleeper, so neither side can miss the
-        // other's change.
-        let ended = cas64(
-            &node.version,
-            place.lasting(),
-            place.over(),
-            Ordering::AcqRel,
-        );
-        ended.is_ok() || end_before_sleeper(place, node)
+    /// Ends a place in its dead owner's stead; false if it was over.
+    pub(super) fn end_for_dead(&self, place: Place, node: &McsNodeWords) -> bool {
+        // A swap, as others may do the same, and the node may have been claimed since. AcqRel:
+        // the next in the queue sees what was done before. Nobody sleeps behind the place: the
+        // one behind it is the caller.
+        let (lasting, over) = (place.lasting(), place.over());
+        cas64(&node.version, lasting, over, Ordering::AcqRel).is_ok()
     }
 
     /// Walks a queue from its end to its head, and tells `visit` each place and its owner word
@@ -363,18 +381,6 @@ impl<'m> McsNodes<'m> {
         }
         None
     }
-}
-
-/// As [`McsNodes::end`], with somebody asleep behind the place, if it is not over.
-#[cold]
-#[inline(never)]
-fn end_before_sleeper(place: Place, node: &McsNodeWords) -> bool {
-    let flagged = place.lasting() | ASLEEP;
-    let ended = cas64(&node.version, flagged, place.over(), Ordering::AcqRel).is_ok();
-    if ended {
-        wake(&node.wake, 1);
-    }
-    ended
 }
 
 /// Judges the owner word of a node.
