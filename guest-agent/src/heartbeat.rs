@@ -41,8 +41,11 @@ impl Heartbeat {
             .stack_size(128 << 10)
             .spawn(move || run(&node, period, &stopped))?;
         // Only what is mapped by now, the thread's stack included: the heartbeat needs no more,
-        // and locking later mappings would count whole segments against the limit.
-        if let Err(error) = mlockall(MlockAllFlags::MCL_CURRENT) {
+        // and locking later mappings would count whole segments against the limit. Of that, only
+        // what is used, which of the heartbeat is all after its first beat: pages that were
+        // brought in for nothing make the end of this process, for which peers wait, longer.
+        let used = MlockAllFlags::from_bits_retain(libc::MCL_ONFAULT);
+        if let Err(error) = mlockall(MlockAllFlags::MCL_CURRENT | used) {
             warn!("heartbeat: memory is not locked ({error}): paging may delay it");
         }
         Ok(Self {

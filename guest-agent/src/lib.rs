@@ -46,6 +46,7 @@ pub mod link;
 pub mod memory;
 mod notify;
 pub mod poll;
+mod priority;
 pub mod run;
 pub mod segments;
 pub mod socket;

@@ -20,6 +20,7 @@ use crate::memory::podfile::PodFile;
 use crate::memory::sysfs::DaxBus;
 use crate::memory::{Backend, MemoryError};
 use crate::poll::Poller;
+use crate::priority;
 
 /// Descriptors that the agent may need: clients, processes, segments.
 const DESCRIPTORS: u64 = 8192;
@@ -87,6 +88,9 @@ pub fn run(options: &Options, signals: &SigSet) -> Result<(), AgentError> {
     let membership = plan
         .pod
         .map(|(identity, find)| Membership::new(identity, &options.socket, find));
+    if let Err(error) = priority::raise() {
+        info!("no raised priority ({error}): a busy node learns of failures late");
+    }
     let mut agent = Agent::new(poller, role, signals, doorbell, link, membership)?;
     if let Some(error) = trouble {
         agent.report(&error);

@@ -21,6 +21,7 @@ use super::state::{Core, Effect};
 use super::{Manager, ManagerError, io_failed};
 use crate::agent_link::{AgentLink, LinkEvent, LinkTarget};
 use crate::power::Instance;
+use crate::sys::priority;
 
 const TIMER: u64 = 0;
 const WAKE: u64 = 1;
@@ -60,6 +61,10 @@ pub(super) fn run(manager: Manager) -> Result<(), ManagerError> {
         .add(&timer, readable(TIMER))
         .and_then(|()| epoll.add(&handle.wake, readable(WAKE)))
         .map_err(io_failed("watch the timer"))?;
+    // Survivors wait for this thread when a node fails, on hosts that may be busy.
+    if let Err(e) = priority::raise() {
+        log::warn!("no real-time priority ({e}): a busy host may delay what follows a failure");
+    }
     let mut driver = Driver {
         core,
         handle,
@@ -145,6 +150,7 @@ impl Driver {
             }
         }
         self.handle.publish(&self.core);
+        self.core.recorder.write_log();
     }
 
     /// A fence may take as long as a process takes to die, and others may fail meanwhile.
@@ -152,6 +158,8 @@ impl Driver {
         let handle = self.handle.clone();
         let fencing = instance.clone();
         let work = move || {
+            // As for the loop, which says so if it cannot be had.
+            let _ = priority::raise();
             let instance = fencing;
             let fence = loop {
                 match instance.fence() {

@@ -9,6 +9,7 @@
 
 use std::sync::Arc;
 
+use log::Level;
 use lupin_abi::event::{Cause, EventKind, FencePath};
 use lupin_abi::fabric::NodeState;
 use lupin_abi::{Generation, NodeId};
@@ -117,6 +118,7 @@ impl Core {
         let rung = self.ring_others(id);
         let took = self.now().saturating_sub(begin);
         self.tell(resumed, EventKind::Rung, id, note(&[rung, took]));
+        self.recorder.write_log();
 
         let delay = if self.is_going_down() {
             None
@@ -230,10 +232,11 @@ impl Core {
         if ending != Ending::Ran {
             detail.push_str(&last_words(&node.folder.console_tail(5)));
         }
+        let line = format!("{}: {detail}", node.spec);
         if self.down_by_ns.is_some() {
-            log::debug!("{}: {detail}", node.spec);
+            self.recorder.log(Level::Debug, line);
         } else {
-            log::warn!("{}: {detail}", node.spec);
+            self.recorder.log(Level::Warn, line);
             node.detail = Some(detail);
         }
         self.detected(id, exit.cause, ending, &exit.evidence);

@@ -2,9 +2,11 @@
 //!
 //! There is one writer at a time, the manager that holds the pod memory's lock.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
+use log::Level;
 use lupin_abi::event::{Cause, EVIDENCE_WORDS, Event, EventKind, FencePath};
 use lupin_abi::fabric::{FabricSection, NodeState, RING_SLOTS, RingRead};
 use lupin_abi::{Generation, NodeId};
@@ -48,6 +50,8 @@ pub(super) struct Recorder {
     memory: Arc<PodMemory>,
     clock: Clock,
     epoch: u64,
+    /// Lines for the log that wait for a moment when nobody waits for us.
+    lines: RefCell<Vec<(Level, String)>>,
 }
 
 impl Recorder {
@@ -61,6 +65,22 @@ impl Recorder {
             memory,
             clock,
             epoch,
+            lines: RefCell::default(),
+        }
+    }
+
+    /// Keeps a line for the log until [`write_log`](Self::write_log): between a failure and the
+    /// ring that tells of it there is no time to wait for a disk.
+    pub fn log(&self, level: Level, line: String) {
+        if log::log_enabled!(level) {
+            self.lines.borrow_mut().push((level, line));
+        }
+    }
+
+    /// Writes what was kept.
+    pub fn write_log(&self) {
+        for (level, line) in self.lines.take() {
+            log::log!(level, "{line}");
         }
     }
 
@@ -99,7 +119,7 @@ impl Recorder {
         restarts
     }
 
-    /// Appends an event and writes it to the log.
+    /// Appends an event, and a line for the log.
     pub fn event(&self, kind: EventKind, node: Option<NodeId>, note: Note) {
         crash::point("event");
         let event = Event {
@@ -114,11 +134,14 @@ impl Recorder {
             evidence: note.evidence,
         };
         let seq = self.fabric().append(&event);
-        let more = more(kind, &note);
-        match node {
-            None => log::info!("[{seq}] {kind}: epoch {}", self.epoch),
-            Some(node) => log::info!("[{seq}] node {node} generation {}: {kind}{more}", note.new),
-        }
+        let line = match node {
+            None => format!("[{seq}] {kind}: epoch {}", self.epoch),
+            Some(node) => {
+                let more = more(kind, &note);
+                format!("[{seq}] node {node} generation {}: {kind}{more}", note.new)
+            }
+        };
+        self.log(Level::Info, line);
     }
 
     /// Whether the ring holds an event of this kind about the failure of that life. For a manager

@@ -1,6 +1,7 @@
 //! The look at every node that the manager takes once a poll: who has joined, who is silent,
 //! whose time is up.
 
+use log::Level;
 use lupin_abi::NodeId;
 use lupin_abi::event::{Cause, EventKind};
 use lupin_abi::fabric::NodeState;
@@ -174,7 +175,8 @@ impl Core {
     /// Tells the operator about a node: in the log and in its status.
     fn say(&mut self, id: NodeId, detail: String) {
         if let Some(node) = self.nodes.get_mut(&id) {
-            log::warn!("{}: {detail}", node.spec);
+            let line = format!("{}: {detail}", node.spec);
+            self.recorder.log(Level::Warn, line);
             node.detail = Some(detail);
         }
     }

@@ -124,11 +124,8 @@ impl PowerControl for NamespacePower {
     ) -> io::Result<Option<Arc<dyn Instance>>> {
         let found = Process::find(record.process)?;
         Ok(found.map(|process| {
-            let instance: Arc<dyn Instance> = Arc::new(NamespaceInstance {
-                process,
-                doorbell: OnceLock::new(),
-                ended: OnceLock::new(),
-            });
+            let instance: Arc<dyn Instance> =
+                Arc::new(NamespaceInstance::new(process, OnceLock::new()));
             instance
         }))
     }
@@ -151,11 +148,8 @@ impl Prepared for PreparedNamespace {
             .held
             .release()
             .map_err(|e| StartError::of_program(&self.init, &e))?;
-        Ok(Arc::new(NamespaceInstance {
-            process,
-            doorbell: OnceLock::from(self.doorbell),
-            ended: OnceLock::new(),
-        }))
+        let doorbell = OnceLock::from(self.doorbell);
+        Ok(Arc::new(NamespaceInstance::new(process, doorbell)))
     }
 }
 
@@ -166,6 +160,22 @@ struct NamespaceInstance {
     /// An eventfd. After a take-over it comes from the agent.
     doorbell: OnceLock<OwnedFd>,
     ended: OnceLock<Option<Ended>>,
+    /// Keeps the node's mounts until this is dropped. Else they go while its first process ends,
+    /// and the fence, for which survivors wait, would take as long as the kernel takes for that.
+    _mounts: Option<File>,
+}
+
+impl NamespaceInstance {
+    fn new(process: Process, doorbell: OnceLock<OwnedFd>) -> Self {
+        // Only time is lost without it.
+        let mounts = File::open(format!("/proc/{}/ns/mnt", process.name().pid)).ok();
+        Self {
+            process,
+            doorbell,
+            ended: OnceLock::new(),
+            _mounts: mounts,
+        }
+    }
 }
 
 impl Instance for NamespaceInstance {

@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod mappings;
+pub mod priority;
 pub mod process;
 pub mod spawn;
 pub mod threads;
