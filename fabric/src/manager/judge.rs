@@ -10,13 +10,16 @@
 //!   the wait is over, so a thread that is runnable and has not run since the last look counts
 //!   as waiting all that time; so does one that the host blocked, in a page fault for example.
 //!
-//! So a starved node is not a dead node; a stopped one (no run, no wait) is hung like one that
+//! With `clock = "wall"` in the pod file all silence counts, as systems do that know nothing of the
+//! host: then a starved node is a dead one.
+//!
+//! Else a starved node is not a dead node; a stopped one (no run, no wait) is hung like one that
 //! spins. Half-way to the deadline a node is rung once: an idle one that lost an interrupt wakes
 //! up from that, and nothing is lost on a dead one.
 
 use std::time::Duration;
 
-use crate::podfile::Heartbeat;
+use crate::podfile::{DeadlineClock, Heartbeat};
 use crate::sys::threads::ThreadTimes;
 
 /// How a look ended.
@@ -64,6 +67,7 @@ pub struct Standing {
 pub struct Judge {
     deadline_ns: u64,
     most_per_look_ns: u64,
+    clock: DeadlineClock,
     beats: u64,
     changed_ns: u64,
     silence: Option<Count>,
@@ -85,6 +89,7 @@ impl Judge {
         Self {
             deadline_ns: nanos(heartbeat.deadline),
             most_per_look_ns: 2 * nanos(heartbeat.poll),
+            clock: heartbeat.clock,
             beats,
             changed_ns: now_ns,
             silence: None,
@@ -104,6 +109,9 @@ impl Judge {
             self.beats = beats;
             self.changed_ns = now_ns;
             return silence.map_or(Verdict::Alive, Verdict::FalseAlarm);
+        }
+        if self.clock == DeadlineClock::Wall {
+            return self.look_at_the_wall(now_ns);
         }
         let threads = threads();
         let Some(count) = &mut self.silence else {
@@ -129,6 +137,27 @@ impl Judge {
         count.available_ns += (passed - starved).min(self.most_per_look_ns);
         count.looked_ns = now_ns;
         count.threads = threads;
+        self.verdict(now_ns)
+    }
+
+    /// A look that found a silence and counts all of it.
+    fn look_at_the_wall(&mut self, now_ns: u64) -> Verdict {
+        let count = self.silence.get_or_insert(Count {
+            looked_ns: now_ns,
+            available_ns: 0,
+            rung: false,
+            threads: Vec::new(),
+        });
+        count.available_ns = now_ns.saturating_sub(self.changed_ns);
+        count.looked_ns = now_ns;
+        self.verdict(now_ns)
+    }
+
+    /// What follows from the count.
+    fn verdict(&mut self, now_ns: u64) -> Verdict {
+        let Some(count) = &mut self.silence else {
+            return Verdict::Alive;
+        };
         if !count.rung {
             if count.available_ns < self.deadline_ns / 2 {
                 return Verdict::Silent;
@@ -143,7 +172,7 @@ impl Judge {
             wall_ns: now_ns.saturating_sub(self.changed_ns),
             available_ns: count.available_ns,
             deadline_ns: self.deadline_ns,
-            beats,
+            beats: self.beats,
         })
     }
 
@@ -189,11 +218,16 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     fn judge() -> Judge {
+        judge_by(DeadlineClock::Available)
+    }
+
+    fn judge_by(clock: DeadlineClock) -> Judge {
         let heartbeat = Heartbeat {
             period: Duration::from_millis(8),
             poll: Duration::from_millis(16),
             deadline: Duration::from_millis(100),
             join_timeout: Duration::from_secs(60),
+            clock,
         };
         Judge::new(&heartbeat, 0, 1)
     }
@@ -292,6 +326,24 @@ mod tests {
         // A late beat that nobody minded.
         idle.look(112 * MS, 2, Vec::new);
         assert_eq!(idle.look(128 * MS, 3, Vec::new), Verdict::Alive);
+    }
+
+    #[test]
+    fn on_the_wall_clock_starvation_counts_and_nobody_asks_for_it() {
+        let mut judge = judge_by(DeadlineClock::Wall);
+        let verdicts: Vec<_> = (0..)
+            .map(|n| judge.look(n * 16 * MS, 1, || panic!("asked")))
+            .take_while(|verdict| !matches!(verdict, Verdict::Hung(_)))
+            .collect();
+        assert_eq!(verdicts.len(), 7, "hung at the look after 100 ms");
+        assert_eq!(verdicts[4], Verdict::Ring);
+        // A late manager does not ask whose fault it was; but it rings first.
+        let mut judge = judge_by(DeadlineClock::Wall);
+        assert_eq!(judge.look(1000 * MS, 1, Vec::new), Verdict::Ring);
+        assert!(matches!(
+            judge.look(1001 * MS, 1, Vec::new),
+            Verdict::Hung(_)
+        ));
     }
 
     #[test]

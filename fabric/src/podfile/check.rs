@@ -257,6 +257,7 @@ fn check_heartbeat(
             3_600_000,
             60_000,
         )?,
+        clock: raw.clock,
     };
     // Two missed beats and two looks: less would call a node dead for the manager's own rhythm.
     let least = 2 * heartbeat.period.max(heartbeat.poll);

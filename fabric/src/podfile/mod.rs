@@ -23,7 +23,7 @@ use std::time::Duration;
 use lupin_abi::NodeId;
 
 pub use check::HostLimits;
-pub use raw::{BackendKind, RestartKind};
+pub use raw::{BackendKind, DeadlineClock, RestartKind};
 
 /// A pod file that was read and checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,10 +73,12 @@ pub struct Heartbeat {
     pub period: Duration,
     /// Between two looks of the manager.
     pub poll: Duration,
-    /// How long a node may be silent, in time that it could have run.
+    /// How long a node may be silent, in time of this clock.
     pub deadline: Duration,
     /// How long a node may take from its start until its agent uses pod memory.
     pub join_timeout: Duration,
+    /// What counts towards the deadline.
+    pub clock: DeadlineClock,
 }
 
 /// One `[[node]]`, with the `[defaults]` applied.

@@ -37,6 +37,7 @@ pub(super) struct Heartbeat {
     pub poll_ms: u64,
     pub deadline_ms: u64,
     pub join_timeout_ms: u64,
+    pub clock: DeadlineClock,
 }
 
 impl Default for Heartbeat {
@@ -46,6 +47,7 @@ impl Default for Heartbeat {
             poll_ms: 16,
             deadline_ms: 100,
             join_timeout_ms: 60_000,
+            clock: DeadlineClock::Available,
         }
     }
 }
@@ -118,6 +120,16 @@ impl Node {
                 .or(defaults.max_restarts_per_minute),
         }
     }
+}
+
+/// The values of `heartbeat.clock`: what counts against a node that does not beat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeadlineClock {
+    /// Time in which the host let it run.
+    Available,
+    /// All time. A node that the host starves is taken for dead.
+    Wall,
 }
 
 /// The values of `backend`.
