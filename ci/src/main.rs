@@ -2,6 +2,7 @@
 
 mod cli;
 mod demo;
+mod fence;
 mod host;
 mod leftovers;
 mod nested;

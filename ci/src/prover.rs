@@ -7,7 +7,9 @@
 
 use std::process::Command;
 
+use crate::fence;
 use crate::host::{self, RunError, say};
+use crate::nested::NestedError;
 use crate::products::{self, Profile};
 
 /// A program that proves or measures.
@@ -44,7 +46,7 @@ impl Prover {
 }
 
 /// Suites of `bench` that measure the pod and not the library.
-const POD_SUITES: [&str; 4] = ["detect", "hang", "failover", "false-kills"];
+const POD_SUITES: [&str; 5] = ["detect", "hang", "failover", "false-kills", "scale"];
 
 /// Arguments for the program; `--help` among them is answered by it.
 #[derive(Debug, clap::Args)]
@@ -70,7 +72,7 @@ pub(crate) fn command(prover: Prover) -> Result<Command, RunError> {
 }
 
 /// Builds and runs a program; its exit status is ours.
-pub(crate) fn run(prover: Prover, args: &ProverArgs) -> Result<u8, RunError> {
+pub(crate) fn run(prover: Prover, args: &ProverArgs) -> Result<u8, NestedError> {
     let suite = args.args.iter().find(|word| !word.starts_with('-'));
     let prover = match suite {
         Some(suite) if prover == Prover::Bench && POD_SUITES.contains(&suite.as_str()) => {
@@ -78,6 +80,9 @@ pub(crate) fn run(prover: Prover, args: &ProverArgs) -> Result<u8, RunError> {
         }
         _ => prover,
     };
+    if prover == Prover::Fence && args.args.iter().any(|word| word == fence::FLAG) {
+        return Ok(fence::run(&args.args)?.status());
+    }
     let status = host::run(command(prover)?.args(&args.args))?;
     // Without a code it was killed by a signal, which is no verdict.
     Ok(status

@@ -16,6 +16,8 @@
 //! assert!(report.is_proven());
 //! ```
 
+pub mod interrupt;
+
 use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};

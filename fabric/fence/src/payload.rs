@@ -7,10 +7,7 @@
 
 use std::arch::global_asm;
 
-/// Where in the pool the counters begin: behind anything that a manager formats there.
-pub const COUNTERS_AT: u64 = 4096;
-/// From one counter to the next: a line each.
-pub const COUNTER_STRIDE: u64 = 64;
+use crate::counters::COUNTERS_AT;
 
 /// Where the code is loaded.
 const LOAD_AT: u32 = 16 << 20;
