@@ -1,5 +1,5 @@
 //! Measures how fast a pod of namespace nodes notices failures: `cargo xtask bench detect`,
-//! `hang`, `failover` and `false-kills`.
+//! `hang`, `failover`, `false-kills` and `scale`.
 //!
 //! Everything is the product: the manager, the agents, and an application in one node that is
 //! told by the library. Times are of one clock, which all namespaces of a host share. What is
@@ -7,6 +7,7 @@
 //! application writes.
 
 mod rig;
+mod simulated;
 mod suites;
 mod watcher;
 
@@ -37,6 +38,8 @@ enum Suite {
     Failover(Rounds),
     /// Sixteen nodes that are busy, on few processors: none may be taken for hung, but those that are
     FalseKills(suites::FalseKills),
+    /// A thousand nodes that have no process, looked at and judged by a real manager
+    Scale(suites::Scale),
     /// The application that learns of failures. Started by the others inside a node
     #[command(hide = true)]
     Watch {
@@ -98,6 +101,7 @@ fn main() -> ExitCode {
             args.common.json,
         ),
         Suite::FalseKills(args) => (args.run(), args.common.json.clone()),
+        Suite::Scale(args) => (args.run(), args.common.json.clone()),
     };
     let finish = |report: Report| report.finish(json.as_deref());
     report.map_or_else(

@@ -1,11 +1,12 @@
 //! A pod of namespace nodes to be measured.
 
-use std::collections::VecDeque;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use lupin_abi::event::EventKind;
 use lupin_abi::fabric::NodeState;
 use lupin_fabric::agent_link::ExecSpec;
 use lupin_fabric::api::{Client, ClientError, NodeStatus, PodStatus};
@@ -13,6 +14,8 @@ use lupin_fabric::runtime::RuntimeFolder;
 use lupin_fabric::sys::process::Process;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use crate::watcher::{Learnt, READY};
 
 /// Between two failures: a node may be restarted 600 times a minute, and not more often.
 pub const PAUSE: Duration = Duration::from_millis(120);
@@ -44,30 +47,20 @@ pub enum RigError {
     },
 }
 
-fn system(action: impl Into<String>) -> impl FnOnce(io::Error) -> RigError {
+/// What to say of a system call that failed.
+pub fn system(action: impl Into<String>) -> impl FnOnce(io::Error) -> RigError {
     move |source| RigError::System {
         action: action.into(),
         source,
     }
 }
 
-/// A generation that an application learnt of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Learnt {
-    /// Whose.
-    pub node: u32,
-    /// The new generation.
-    pub generation: u32,
-    /// When, by the clock of [`now_ns`](crate::watcher::now_ns).
-    pub at_ns: u64,
-}
-
 /// A pod of namespace nodes in a folder of its own; ended when dropped.
 pub struct Rig {
     folder: tempfile::TempDir,
     manager: Option<Child>,
-    watched: usize,
-    learnt: VecDeque<Learnt>,
+    watched: u64,
+    learnt: Vec<Learnt>,
 }
 
 impl Rig {
@@ -99,7 +92,7 @@ impl Rig {
             folder,
             manager: Some(manager),
             watched: 0,
-            learnt: VecDeque::new(),
+            learnt: Vec::new(),
         };
         rig.until("the start of the pod", |rig| {
             if let Some(manager) = &mut rig.manager
@@ -205,37 +198,40 @@ impl Rig {
         self.run_in("n1", &[&this, "watch", &file])?;
         self.until("the start of the watcher", |rig| {
             let text = std::fs::read_to_string(rig.watch_file()).unwrap_or_default();
-            Ok(text.starts_with("ready").then_some(()))
+            Ok(text.starts_with(READY).then_some(()))
         })?;
-        self.watched = "ready\n".len();
+        self.watched = READY.len() as u64;
         Ok(())
     }
 
-    /// Waits until the watcher learns of a raised generation of `node`.
-    pub fn learnt(&mut self, node: u32, generation: u32) -> Result<Learnt, RigError> {
+    /// Takes what the watcher has written since.
+    fn read_watcher(&mut self) -> Result<(), RigError> {
+        let mut new = String::new();
+        File::open(self.watch_file())
+            .and_then(|mut file| {
+                file.seek(SeekFrom::Start(self.watched))?;
+                file.read_to_string(&mut new)
+            })
+            .map_err(system("read what the watcher wrote"))?;
+        for line in new.split_inclusive('\n').filter(|l| l.ends_with('\n')) {
+            self.watched += line.len() as u64;
+            self.learnt.extend(Learnt::of_line(line));
+        }
+        Ok(())
+    }
+
+    /// Waits until the watcher has learnt that the failure of `node` in generation `old` came to
+    /// this step.
+    pub fn learnt(&mut self, kind: EventKind, node: u32, old: u32) -> Result<Learnt, RigError> {
+        let mut looked = 0;
         self.until(&format!("the news of node {node}"), |rig| {
-            let text = std::fs::read_to_string(rig.watch_file())
-                .map_err(system("read what the watcher wrote"))?;
-            let new = text.get(rig.watched..).unwrap_or_default();
-            for line in new.split_inclusive('\n').filter(|l| l.ends_with('\n')) {
-                rig.watched += line.len();
-                let mut numbers = line.split_whitespace().map(str::parse::<u64>);
-                if let (Some(Ok(node)), Some(Ok(generation)), Some(Ok(at_ns))) =
-                    (numbers.next(), numbers.next(), numbers.next())
-                {
-                    rig.learnt.push_back(Learnt {
-                        node: node as u32,
-                        generation: generation as u32,
-                        at_ns,
-                    });
-                }
-            }
-            while let Some(learnt) = rig.learnt.pop_front() {
-                if learnt.node == node && learnt.generation == generation {
-                    return Ok(Some(learnt));
-                }
-            }
-            Ok(None)
+            rig.read_watcher()?;
+            let new = &rig.learnt[looked..];
+            looked = rig.learnt.len();
+            let found = new
+                .iter()
+                .find(|l| (l.kind, l.node, l.old) == (kind, node, old));
+            Ok(found.copied())
         })
     }
 }
