@@ -184,7 +184,7 @@ impl<'m> McsLock<'m> {
         judge: &J,
         timeout: Option<Duration>,
     ) -> Result<Acquired<'w, McsHold<'w, 'm>>, LockError> {
-        if waiter.next.get().is_none() {
+        if !waiter.is_ready() {
             waiter.renew(judge)?;
         }
         let (here, node) = (waiter.next.get(), waiter.node.get());
@@ -205,11 +205,11 @@ impl<'m> McsLock<'m> {
         let me = waiter.me;
         match end {
             End::Clean => {
-                waiter.next.set(Place::NONE);
+                waiter.next.set(here.next());
                 Ok(Acquired::Clean(LockGuard::new(hold, me)))
             }
             End::Orphaned(previous) => {
-                waiter.next.set(Place::NONE);
+                waiter.next.set(here.next());
                 Ok(Acquired::Orphaned(OrphanGuard::new(hold, me, previous)))
             }
             End::Deadlock => Err(LockError::Deadlock(me)),
@@ -438,9 +438,7 @@ impl Hold for McsHold<'_, '_> {
 
     #[inline(always)]
     fn release(&self, _me: InstanceId) {
-        let waiter = self.waiter;
-        waiter.node.get().end(self.here);
-        waiter.next.set(self.here.next());
+        self.waiter.node.get().end(self.here);
     }
 
     fn adopt(&self, me: InstanceId, previous: InstanceId) -> Result<(), LockError> {

@@ -396,8 +396,7 @@ pub struct McsWaiter<'m> {
     pub(super) nodes: McsNodes<'m>,
     pub(super) me: InstanceId,
     pub(super) node: Cell<&'m McsNodeWords>,
-    /// The place that the node takes next. None while a guard uses the node, and after a place
-    /// was given up together with it.
+    /// The place that the node takes next. None after a place was given up together with its node.
     pub(super) next: Cell<Place>,
 }
 
@@ -405,6 +404,14 @@ impl McsWaiter<'_> {
     /// Who waits.
     pub fn instance(&self) -> InstanceId {
         self.me
+    }
+
+    /// Whether the node can take its next place: not while a guard that was forgotten uses it.
+    #[inline(always)]
+    pub(super) fn is_ready(&self) -> bool {
+        let next = self.next.get();
+        // Relaxed: the caller's own node.
+        !next.is_none() && load64(&self.node.get().version, Ordering::Relaxed) == next.lasting()
     }
 
     /// Claims another node, in place of one that was given up, or whose guard was forgotten: that
@@ -421,7 +428,7 @@ impl McsWaiter<'_> {
 
 impl Drop for McsWaiter<'_> {
     fn drop(&mut self) {
-        if !self.next.get().is_none() {
+        if self.is_ready() {
             // Release: pairs with the Acquire of the next claim.
             let owner = &self.node.get().owner;
             let _ = cas64(owner, self.me.word(), 0, Ordering::AcqRel);
