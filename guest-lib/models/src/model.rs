@@ -1,7 +1,7 @@
 //! A model, and its runs.
 
 use crate::machine::Death;
-use crate::on_loom::{self, Bounds, Found, SeqCst, Sleep};
+use crate::on_loom::{self, Bounds, Found, Known, SeqCst, Sleep};
 use crate::on_shuttle::{self, Schedules};
 use crate::scene::Scene;
 
@@ -20,6 +20,9 @@ pub struct Model {
     pub deaths: bool,
     /// What its sleepers need.
     pub sleep: Sleep,
+    /// Whether it excludes by stores and loads of two words, each side its own first: that needs
+    /// `SeqCst`, which loom has for fences only.
+    pub is_dekker: bool,
     /// Whether its scene takes long to set up, so that the short form runs it less often.
     pub is_heavy: bool,
 }
@@ -29,7 +32,7 @@ pub struct Model {
 pub enum Effort {
     /// Some seconds for all models.
     Short,
-    /// One more pre-emption than that, for models that run in the short form.
+    /// One more pre-emption than that, or as much as the model says.
     Orders,
     /// As much as each model says.
     Long,
@@ -39,26 +42,41 @@ pub enum Effort {
 #[derive(Clone, Copy, Debug)]
 pub struct LoomRun {
     short: Option<usize>,
+    orders: Option<usize>,
     long: usize,
 }
 
 impl LoomRun {
     /// With so many pre-emptions of an execution in the short form, and in the long one.
     pub const fn new(short: usize, long: usize) -> Self {
+        let one_more = if long > short { short + 1 } else { long };
         Self {
             short: Some(short),
+            orders: Some(one_more),
             long,
         }
     }
 
     /// In the long form only.
     pub const fn long(long: usize) -> Self {
-        Self { short: None, long }
+        Self {
+            short: None,
+            orders: None,
+            long,
+        }
+    }
+
+    /// With so many pre-emptions where orders are tried.
+    pub const fn orders(mut self, orders: usize) -> Self {
+        self.orders = Some(orders);
+        self
     }
 }
 
-/// Executions of one search of the short form, and of the long form, before it is given up.
-const EXECUTIONS: [u64; 2] = [30_000, 5_000_000];
+/// Executions of a model in the short form, and in the long form, before its search is given up.
+const EXECUTIONS: [u64; 2] = [60_000, 400_000];
+/// The same of a scene that takes long to set up.
+const HEAVY_EXECUTIONS: u64 = 20_000;
 
 impl Model {
     /// What most models are: all actors die, sleepers wait to be woken, and shuttle only. Their
@@ -70,6 +88,7 @@ impl Model {
         shuttle: true,
         deaths: true,
         sleep: Sleep::UntilWoken,
+        is_dekker: false,
         is_heavy: false,
     };
 
@@ -83,7 +102,7 @@ impl Model {
         let run = self.loom?;
         match effort {
             Effort::Short => run.short,
-            Effort::Orders => run.short.map(|short| run.long.min(short + 1)),
+            Effort::Orders => run.orders,
             Effort::Long => Some(run.long),
         }
     }
@@ -98,20 +117,30 @@ impl Model {
         let Some(preemptions) = self.preemptions(effort) else {
             return sum;
         };
-        let bounds = |sleep| Bounds {
+        let budget = match self.is_heavy {
+            true => HEAVY_EXECUTIONS,
+            false => EXECUTIONS[usize::from(effort == Effort::Long)],
+        };
+        let bounds = |sleep, executions| Bounds {
             preemptions: Some(preemptions),
-            // Whether somebody must be woken is where SeqCst decides; everything else must be
-            // right without it.
+            // Where SeqCst decides is whether somebody must be woken; everything else must be
+            // right without it, but for those models that say so.
             seq_cst: match sleep {
-                Sleep::Bounded => SeqCst::AcqRel,
-                Sleep::UntilWoken => SeqCst::Fenced,
+                Sleep::Bounded if !self.is_dekker => SeqCst::AcqRel,
+                _ => SeqCst::Fenced,
             },
             sleep,
             is_deep: self.loom.is_some_and(|run| run.short.is_none()),
-            executions: EXECUTIONS[usize::from(effort == Effort::Long)],
+            executions,
         };
+        let known = Known::default();
         let mut add = |death, sleep| {
-            let found = on_loom::explore(self.scene, death, bounds(sleep));
+            if sum.executions >= budget {
+                sum.is_complete = false;
+                return (true, 0);
+            }
+            let left = bounds(sleep, budget - sum.executions);
+            let found = on_loom::explore(self.scene, death, left, &known);
             sum.executions += found.executions;
             sum.deaths += found.deaths;
             sum.is_complete &= found.is_complete;

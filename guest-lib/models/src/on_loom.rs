@@ -99,9 +99,18 @@ struct Unknown {
     width: usize,
 }
 
+/// The words of a scene that executions were seen to touch, and their widths. One for all
+/// searches of a model: its scene lies at the same addresses every time.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Known(Arc<Mutex<BTreeMap<usize, usize>>>);
+
 /// Explores `scene` with one death, or none.
-pub(crate) fn explore(scene: fn() -> Scene, death: Option<Death>, bounds: Bounds) -> Found {
-    let known: Arc<Mutex<BTreeMap<usize, usize>>> = Arc::default();
+pub(crate) fn explore(
+    scene: fn() -> Scene,
+    death: Option<Death>,
+    bounds: Bounds,
+    Known(known): &Known,
+) -> Found {
     loop {
         let found = Arc::new(Mutex::new(Found::default()));
         let mut builder = loom::model::Builder::new();

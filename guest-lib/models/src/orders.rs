@@ -79,16 +79,20 @@ impl Verdict {
     pub fn reason(&self) -> Option<&'static str> {
         let file = self.place.site.0;
         let is_it = |known: &&Explained| {
-            file.ends_with(known.file) && known.function == self.place.function
+            file.ends_with(known.file)
+                && known.function == self.place.function
+                && (known.numbers.is_empty() || known.numbers.contains(&self.place.number))
         };
         EXPLAINED.iter().find(is_it).map(|known| known.reason)
     }
 }
 
-/// Accesses whose order is stronger than the models can tell, by file and function.
+/// Accesses whose order is stronger than the models can tell, by file, function, and place in the
+/// function; no places are all.
 struct Explained {
     file: &'static str,
     function: &'static str,
+    numbers: &'static [usize],
     reason: &'static str,
 }
 
@@ -96,41 +100,139 @@ const EXPLAINED: &[Explained] = &[
     Explained {
         file: "lock/tatas.rs",
         function: "wait",
+        numbers: &[],
         reason: "a look: the swap that takes the lock acquires, or the judge's verdict does",
     },
     Explained {
         file: "lock/tatas.rs",
         function: "recover",
+        numbers: &[],
         reason: "redundant beside the verdict, which shows all that the dead one stored",
     },
     Explained {
         file: "lock/tatas.rs",
         function: "adopt",
+        numbers: &[],
         reason: "redundant beside the release that ends the hold, and the verdict if none does",
     },
     Explained {
         file: "lock/tatas.rs",
         function: "let_go_to",
+        numbers: &[],
         reason: "redundant where the owner word moved before: its own order is seen",
+    },
+    Explained {
+        file: "lock/mcs/mod.rs",
+        function: "enter",
+        numbers: &[],
+        reason: "its Acquire: redundant beside the version of the place in front, which is acquired",
+    },
+    Explained {
+        file: "lock/mcs/mod.rs",
+        function: "enter_behind",
+        numbers: &[],
+        reason: "redundant beside the version of the place in front, which is acquired",
+    },
+    Explained {
+        file: "lock/mcs/mod.rs",
+        function: "advance",
+        numbers: &[],
+        reason: "what it stores is looked at after the caller's death, beside the verdict",
+    },
+    Explained {
+        file: "lock/mcs/mod.rs",
+        function: "adopt",
+        numbers: &[],
+        reason: "redundant beside the release that ends the hold, and the verdict if none does",
+    },
+    Explained {
+        file: "lock/mcs/nodes.rs",
+        function: "end_for_dead",
+        numbers: &[],
+        reason: "redundant beside the release that ends the hold, and the verdict if none does",
+    },
+    Explained {
+        file: "lock/mcs/nodes.rs",
+        function: "look",
+        numbers: &[2, 3],
+        reason: "redundant beside the verdict",
+    },
+    Explained {
+        file: "lock/mcs/nodes.rs",
+        function: "claim",
+        numbers: &[],
+        reason: "needed where a node changes hands between the living, which no model does",
+    },
+    Explained {
+        file: "lock/mcs/nodes.rs",
+        function: "discard",
+        numbers: &[],
+        reason: "needed where a node changes hands between the living, which no model does",
+    },
+    Explained {
+        file: "lock/mcs/nodes.rs",
+        function: "drop",
+        numbers: &[],
+        reason: "needed where a node changes hands between the living, which no model does",
+    },
+    Explained {
+        file: "src/epoch.rs",
+        function: "pin",
+        numbers: &[1],
+        reason: "needed by who pins right after coming into its place; here all came before",
+    },
+    Explained {
+        file: "src/epoch.rs",
+        function: "advance",
+        numbers: &[3],
+        reason: "needed where a place changes hands, which no model does",
+    },
+    Explained {
+        file: "src/epoch.rs",
+        function: "advance",
+        numbers: &[4],
+        reason: "its Acquire: redundant beside the lines, which are acquired",
+    },
+    Explained {
+        file: "sync/semaphore.rs",
+        function: "take_free",
+        numbers: &[1],
+        reason: "a look: the swap that takes the permit acquires",
+    },
+    Explained {
+        file: "sync/semaphore.rs",
+        function: "take_dead",
+        numbers: &[],
+        reason: "redundant beside the verdict",
+    },
+    Explained {
+        file: "sync/semaphore.rs",
+        function: "pass_on",
+        numbers: &[],
+        reason: "a look: whoever is woken looks for itself",
     },
     Explained {
         file: "src/wait.rs",
         function: "wake",
+        numbers: &[],
         reason: "the system call that follows is a full barrier",
     },
     Explained {
         file: "src/wait.rs",
         function: "announce",
+        numbers: &[],
         reason: "redundant beside the barrier between the flag and the look",
     },
     Explained {
         file: "src/wait.rs",
         function: "wake_now",
+        numbers: &[],
         reason: "redundant beside the barrier before it and the one in the system call",
     },
     Explained {
         file: "src/wait.rs",
         function: "barrier_for_both",
+        numbers: &[],
         reason: "redundant under the SeqCst store of the flag before it; in products it is \
                  membarrier(2), which the models take for a fence on both sides",
     },

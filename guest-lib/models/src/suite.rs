@@ -53,7 +53,7 @@ pub fn run(models: &[&Model], form: Form) -> Report {
     let mut report = Report::new("lupin-models");
     push_controls(&mut report);
     for model in models {
-        if model.preemptions(form.effort).is_some() {
+        if let Some(preemptions) = model.preemptions(form.effort) {
             let start = Instant::now();
             let found = model.loom(form.effort);
             progress(model, "loom", &found, start);
@@ -61,7 +61,8 @@ pub fn run(models: &[&Model], form: Form) -> Report {
                 true => "failures",
                 false => "failures (search cut short)",
             };
-            report.push(row(model, "loom executions", unit, &found));
+            let what = format!("loom, at most {preemptions} pre-emptions");
+            report.push(row(model, &what, unit, &found));
         }
         if model.shuttle {
             let of_structure =

@@ -18,7 +18,7 @@ pub(super) const MODELS: &[Model] = &[
     Model {
         name: "mcs.orphan",
         scene: || pair::scene::<Mcs>(2, 1, Before::Orphaned),
-        loom: Some(LoomRun::long(2)),
+        loom: Some(LoomRun::long(2).orders(1)),
         ..Model::WITH_DEATHS
     },
     Model {

@@ -3,6 +3,7 @@
 mod buddy;
 mod collections;
 pub mod control;
+mod epoch;
 mod heap;
 mod log;
 mod mcs;
@@ -27,6 +28,7 @@ pub fn all() -> Vec<&'static Model> {
         log::MODELS,
         buddy::MODELS,
         heap::MODELS,
+        epoch::MODELS,
         collections::MODELS,
         rwlock::MODELS,
         structures::MODELS,

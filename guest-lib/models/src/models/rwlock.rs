@@ -15,13 +15,15 @@ pub(super) const MODELS: &[Model] = &[
     Model {
         name: "rwlock.two_writers",
         scene: || pair::scene::<Writer>(2, 1, Before::Free),
-        loom: Some(LoomRun::long(2)),
+        loom: Some(LoomRun::long(2).orders(1)),
+        is_dekker: true,
         ..Model::WITH_DEATHS
     },
     Model {
         name: "rwlock.reader",
         scene: || readers(1, 1),
-        loom: Some(LoomRun::long(1)),
+        loom: Some(LoomRun::long(2).orders(1)),
+        is_dekker: true,
         ..Model::WITH_DEATHS
     },
     Model {

@@ -12,9 +12,15 @@ use crate::scene::{self, Actor, Here, Judge, Scene};
 
 pub(super) const MODELS: &[Model] = &[
     Model {
+        name: "queue.pass",
+        scene: pass,
+        loom: Some(LoomRun::long(0)),
+        is_heavy: true,
+        ..Model::WITH_DEATHS
+    },
+    Model {
         name: "queue.two",
         scene: || queue(2, 1),
-        loom: Some(LoomRun::long(0)),
         is_heavy: true,
         ..Model::WITH_DEATHS
     },
@@ -25,9 +31,15 @@ pub(super) const MODELS: &[Model] = &[
         ..Model::WITH_DEATHS
     },
     Model {
+        name: "map.pass",
+        scene: in_turn::<Map<'static>>,
+        loom: Some(LoomRun::long(0)),
+        is_heavy: true,
+        ..Model::WITH_DEATHS
+    },
+    Model {
         name: "map.two",
         scene: || dictionary::<Map<'static>>(2, 1),
-        loom: Some(LoomRun::long(0)),
         is_heavy: true,
         ..Model::WITH_DEATHS
     },
@@ -38,9 +50,15 @@ pub(super) const MODELS: &[Model] = &[
         ..Model::WITH_DEATHS
     },
     Model {
+        name: "list.pass",
+        scene: in_turn::<List<'static>>,
+        loom: Some(LoomRun::long(0)),
+        is_heavy: true,
+        ..Model::WITH_DEATHS
+    },
+    Model {
         name: "list.two",
         scene: || dictionary::<List<'static>>(2, 1),
-        loom: Some(LoomRun::long(0)),
         is_heavy: true,
         ..Model::WITH_DEATHS
     },
@@ -109,25 +127,39 @@ fn push(queue: Queue<'static>, member: &mut Member, value: u64) -> Option<u64> {
     None
 }
 
+/// Each pushes and pops.
 fn queue(actors: u32, rounds: u64) -> Scene {
+    let turns = |id| {
+        let values = (0..rounds).map(move |round| u64::from(id) * 100 + round);
+        values.flat_map(|value| [FifoOp::Push(value), FifoOp::Pop])
+    };
+    fifo((1..=actors).map(|id| turns(id).collect()).collect())
+}
+
+/// One pushes and one pops: as small as a queue can be.
+fn pass() -> Scene {
+    fifo(vec![vec![FifoOp::Push(100)], vec![FifoOp::Pop]])
+}
+
+/// Actors that do what is given for each.
+fn fifo(turns: Vec<Vec<FifoOp>>) -> Scene {
     let mut scene = Scene::new(SIZE);
     let heap = heap(&scene);
     let root = heap.root(0).expect("a root");
     let mut creator = join(heap, HEIR);
     let queue = Queue::create_in(&mut creator, root).expect("room");
     let history = History::<Fifo>::default();
-    for id in 1..=actors {
+    let pops = |ops: &Vec<FifoOp>| ops.iter().any(|op| matches!(op, FifoOp::Pop));
+    let is_even = turns.iter().all(pops);
+    for (id, ops) in (1..).zip(turns) {
         let member = Here(join(heap, InstanceId::new(id, 1)));
         let history = history.clone();
         scene.actor(move |actor| {
             let mut member = member.into_inner();
-            for round in 0..rounds {
-                let value = u64::from(id) * 100 + round;
-                history.run(actor, FifoOp::Push(value), || {
-                    push(queue, &mut member, value)
-                });
-                history.run(actor, FifoOp::Pop, || {
-                    queue.pop_u64(&mut member).expect("sane")
+            for op in ops {
+                history.run(actor, op.clone(), || match op {
+                    FifoOp::Push(value) => push(queue, &mut member, value),
+                    FifoOp::Pop => queue.pop_u64(&mut member).expect("sane"),
                 });
             }
         });
@@ -148,7 +180,7 @@ fn queue(actors: u32, rounds: u64) -> Scene {
         let rest = std::iter::from_fn(pop).count();
         scene::vanish(heir);
         assert!(
-            end.dead.is_some() || rest == 0,
+            end.dead.is_some() || !is_even || rest == 0,
             "{rest} values were overlooked"
         );
         history.check(Fifo::default(), end.time);
@@ -236,26 +268,40 @@ dictionary!(List);
 
 /// Each inserts the same key, looks at it and removes it.
 fn dictionary<D: Dictionary>(actors: u32, rounds: u64) -> Scene {
+    let turns = |id| {
+        let values = (0..rounds).map(move |round| u64::from(id) * 100 + round);
+        values.flat_map(|value| {
+            [
+                EntryOp::Insert(7, value),
+                EntryOp::Get(7),
+                EntryOp::Remove(7),
+            ]
+        })
+    };
+    entries::<D>((1..=actors).map(|id| turns(id).collect()).collect())
+}
+
+/// One inserts a key, one looks at it and removes it: as small as it can be.
+fn in_turn<D: Dictionary>() -> Scene {
+    let looks = vec![EntryOp::Get(7), EntryOp::Remove(7)];
+    entries::<D>(vec![vec![EntryOp::Insert(7, 100)], looks])
+}
+
+/// Actors that do what is given for each.
+fn entries<D: Dictionary>(turns: Vec<Vec<EntryOp>>) -> Scene {
     let mut scene = Scene::new(SIZE);
     let heap = heap(&scene);
     let root = heap.root(0).expect("a root");
     let mut creator = join(heap, HEIR);
     let dictionary = D::create(&mut creator, root);
     let history = History::<Entries>::default();
-    for id in 1..=actors {
+    for (id, ops) in (1..).zip(turns) {
         let member = Here(join(heap, InstanceId::new(id, 1)));
         let history = history.clone();
         scene.actor(move |actor| {
             let mut member = member.into_inner();
-            for round in 0..rounds {
-                let value = u64::from(id) * 100 + round;
-                for op in [
-                    EntryOp::Insert(7, value),
-                    EntryOp::Get(7),
-                    EntryOp::Remove(7),
-                ] {
-                    history.run(actor, op.clone(), || dictionary.apply(&mut member, &op));
-                }
+            for op in ops {
+                history.run(actor, op.clone(), || dictionary.apply(&mut member, &op));
             }
             scene::vanish(member);
         });
