@@ -79,6 +79,14 @@ pub struct VmmStatus {
     pub doorbells: u64,
     /// Whether the pod memslots are deleted.
     pub fenced: bool,
+    /// Requests that the guest's disks answered.
+    pub disk_requests: u64,
+    /// Those among them that failed.
+    pub disk_errors: u64,
+    /// Bytes that the guest read from its disks.
+    pub disk_bytes_read: u64,
+    /// Bytes that the guest wrote to its disks.
+    pub disk_bytes_written: u64,
 }
 
 /// How a VMM ended: the exit code of `lupin-vmm run`.

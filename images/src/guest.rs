@@ -12,14 +12,16 @@ pub const AGENT_PATH: &str = "/usr/bin/lupin-guest-agent";
 pub const MODULE_LIST_PATH: &str = "/etc/lupin/modules";
 
 /// Modules that every pod node needs: the bus and ports of the fabric device,
-/// the driver that turns soft-reserved memory into dax devices, and the device
-/// that tells the host about a panic.
-pub const GUEST_MODULES: [&str; 5] = [
+/// the driver that turns soft-reserved memory into dax devices, the device
+/// that tells the host about a panic, disks, and the host's random bytes.
+pub const GUEST_MODULES: [&str; 7] = [
     "virtio_pci",
     "virtio_console",
     "dax_hmem",
     "device_dax",
     "pvpanic-pci",
+    "virtio_blk",
+    "virtio-rng",
 ];
 
 const INIT_SCRIPT: &str = include_str!("init.sh");

@@ -10,6 +10,9 @@ fn pod_kernel() -> FakeKernel {
         ("dax_hmem", ""),
         ("device_dax", ""),
         ("pvpanic-pci", ""),
+        ("virtio_blk", "virtio"),
+        ("rng-core", ""),
+        ("virtio-rng", "rng-core,virtio"),
         ("extra", ""),
     ] {
         kernel.module(&format!("{module}.ko"), depends);

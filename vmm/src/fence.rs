@@ -18,6 +18,7 @@ use crate::control::{Connection, ControlListener, Received};
 use crate::devices::bus::DroppedAccesses;
 use crate::memory::PodSlots;
 use crate::run::outcome::{Outcome, OutcomeSlot};
+use crate::virtio::block::DiskCounters;
 
 /// Clients served at once: a manager, its backup, and a few people with a shell.
 const MAX_CLIENTS: usize = 16;
@@ -39,6 +40,8 @@ pub struct FenceThread {
     pub doorbell: EventFd,
     /// How often that happened; a count: Relaxed.
     pub doorbells: Arc<AtomicU64>,
+    /// What the disks have done.
+    pub disks: Vec<Arc<DiskCounters>>,
     /// Accesses to pod memory that were dropped.
     pub dropped: Arc<DroppedAccesses>,
     /// Where `Quit` is reported.
@@ -150,11 +153,20 @@ impl FenceThread {
                 (reply, None)
             }
             Request::Status => {
+                // Relaxed: counts for people.
+                let sum = |count: fn(&DiskCounters) -> &AtomicU64| {
+                    let counts = self.disks.iter().map(|disk| count(disk));
+                    counts.map(|count| count.load(Ordering::Relaxed)).sum()
+                };
                 let status = VmmStatus {
                     fabric_writes_dropped: self.dropped.fabric_writes.load(Ordering::Relaxed),
                     fenced_accesses_dropped: self.dropped.fenced.load(Ordering::Relaxed),
                     doorbells: self.doorbells.load(Ordering::Relaxed),
                     fenced: self.slots.is_fenced(),
+                    disk_requests: sum(|disk| &disk.requests),
+                    disk_errors: sum(|disk| &disk.errors),
+                    disk_bytes_read: sum(|disk| &disk.bytes_read),
+                    disk_bytes_written: sum(|disk| &disk.bytes_written),
                 };
                 (Reply::Status(status), None)
             }

@@ -192,6 +192,7 @@ impl Server {
             vcpu_tids: guest.vcpus.tids().to_vec(),
             doorbell: doorbell.try_clone().unwrap(),
             doorbells: Arc::default(),
+            disks: Vec::new(),
             dropped: Arc::clone(&guest.dropped),
             outcome: Arc::clone(&guest.outcome),
         }

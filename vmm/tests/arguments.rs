@@ -54,6 +54,11 @@ fn options_are_checked_one_by_one() {
             "/nonexistent/p",
         ),
         (["--runtime-dir", "/nonexistent/d"], "/nonexistent/d"),
+        (["--disk", "path=/nonexistent/disk"], "/nonexistent/disk"),
+        (["--disk", "path=/dev/null"], "/dev/null"),
+        (["--disk", "readonly=on"], "path"),
+        (["--disk", "path=/d,readonly=maybe"], "maybe"),
+        (["--disk", "path=/d,readonly=on,overlay=/o"], "readonly"),
         (["--colour", "blue"], "--colour"),
     ] {
         refused(&with_files(&extra), named);

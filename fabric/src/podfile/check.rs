@@ -11,7 +11,9 @@ use lupin_abi::layout::{GRANULE, MAX_POD_NAME, MIN_SYSTEM_SIZE, PodHeader};
 
 use super::raw::{self, BackendKind, RestartKind};
 use super::size::{Size, display};
-use super::{Backend, Backup, Guest, Heartbeat, Memory, Node, Pod, PodFileError, Restart, base_of};
+use super::{
+    Backend, Backup, Guest, Heartbeat, Memory, Node, Pod, PodFileError, Restart, base_of, disks,
+};
 
 /// Longest name of a node: it is a folder name and part of socket paths.
 const MAX_NODE_NAME: usize = 32;
@@ -53,10 +55,15 @@ impl HostLimits {
 }
 
 /// Builds errors of one file.
-struct Complaint<'a>(&'a Path);
+pub(super) struct Complaint<'a>(&'a Path);
 
 impl Complaint<'_> {
-    fn about(
+    /// The pod file.
+    pub(super) fn file(&self) -> &Path {
+        self.0
+    }
+
+    pub(super) fn about(
         &self,
         key: impl Display,
         value: impl Display,
@@ -101,6 +108,7 @@ pub(super) fn check(raw: raw::PodFile, file: &Path) -> Result<Pod, PodFileError>
     let fence_timeout = check_ms(&complain, "fence.timeout_ms", fence_ms, 1, 60_000, 200)?;
     let backup = check_backup(&complain, &raw.manager, &heartbeat)?;
     let nodes = check_nodes(&complain, &raw, &base)?;
+    disks::check_sharing(&complain, &nodes)?;
     let highest = nodes.last().map_or(0, |node| node.id.get());
     let memory = check_memory(&complain, &raw.memory, &base, highest)?;
     if let Some(node) = nodes.iter().find(|n| n.id.get() > memory.node_capacity) {
@@ -354,6 +362,7 @@ fn check_node(
                 cmdline: settings.cmdline.clone().unwrap_or_default(),
                 cpus,
                 memory: complain.whole_granules(&key("memory"), memory, MIN_GUEST_MEMORY)?,
+                disks: disks::check(complain, id, &name, settings, base)?,
             })
         }
     };
@@ -387,8 +396,11 @@ pub(super) fn check_host(pod: &Pod, limits: &HostLimits) -> Result<(), PodFileEr
         let Backend::Kvm(guest) = &node.backend else {
             continue;
         };
-        for (field, path) in [("kernel", &guest.kernel), ("initramfs", &guest.initramfs)] {
-            if !path.is_file() {
+        let disks = guest.disks.iter().map(|disk| ("disk.path", &disk.path));
+        let files = [("kernel", &guest.kernel), ("initramfs", &guest.initramfs)];
+        for (field, path) in files.into_iter().chain(disks) {
+            // A disk may be a block device.
+            if !path.exists() || path.is_dir() {
                 let key = format!("[[node]] id = {}: {field}", node.id);
                 let problem = "there is no such file";
                 let advice = "paths are relative to the pod file; build or download the file, or \

@@ -8,10 +8,12 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `raw` | the file as written, in serde's terms |
+//! | `disks` | which nodes share which images |
 //! | `check` | from the raw file to a checked [`Pod`], and the check against the host |
 //! | [`size`] | sizes such as `256M` |
 
 mod check;
+mod disks;
 mod raw;
 pub mod size;
 
@@ -23,7 +25,7 @@ use std::time::Duration;
 use lupin_abi::NodeId;
 
 pub use check::HostLimits;
-pub use raw::{BackendKind, DeadlineClock, RestartKind};
+pub use raw::{BackendKind, DeadlineClock, DiskAccess, RestartKind};
 
 /// A pod file that was read and checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,6 +128,21 @@ pub struct Guest {
     pub cpus: u32,
     /// Bytes of the guest's own memory.
     pub memory: u64,
+    /// Its disks, in the order of their names in the guest.
+    pub disks: Vec<Disk>,
+}
+
+/// A disk of a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// The image or block device; absolute.
+    pub path: PathBuf,
+    /// What the node may do with it.
+    pub access: DiskAccess,
+    /// Where a kept overlay is; absolute, and different for every disk of every node.
+    pub kept: Option<PathBuf>,
+    /// The serial number that the guest sees.
+    pub id: Option<String>,
 }
 
 /// What to do when a node ends, for whatever reason.

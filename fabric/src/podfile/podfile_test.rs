@@ -235,6 +235,59 @@ fn what_the_host_cannot_give_is_refused() {
 }
 
 #[test]
+fn disks_are_shared_or_written_but_not_both() {
+    let with = |text: &str| {
+        let defaults = format!("{text}\n[[node]]\nid = 3\n[[node]]\nid = 4\n[[node]]");
+        let file = GOOD.replacen("[[node]]", &defaults, 1);
+        parse(&file)
+    };
+    let shared = "[[defaults.disk]]\npath = \"d.img\"\naccess = \"kept-overlay\"\nid = \"root\"\n\
+                  [[defaults.disk]]\npath = \"d.img\"\naccess = \"read-only\"";
+    let pod = with(shared).unwrap();
+    let disks = |id: usize| match &pod.nodes[id].backend {
+        Backend::Kvm(guest) => guest.disks.clone(),
+        Backend::Namespace => Vec::new(),
+    };
+    assert_eq!(disks(0).len(), 2);
+    assert_eq!(disks(0)[0].path, Path::new("/pods/d.img"));
+    assert_eq!(
+        disks(2)[0].kept.as_deref(),
+        Some(Path::new("/pods/demo.n3.disk0.overlay"))
+    );
+    assert_eq!(disks(2)[1].kept, None);
+
+    let complaint = |text: &str, words: &[&str]| {
+        let error = with(text).unwrap_err().to_string();
+        for word in words {
+            assert!(error.contains(word), "{word:?} is not in: {error}");
+        }
+    };
+    let disk = |path: &str, access: &str| {
+        format!("[[defaults.disk]]\npath = {path:?}\naccess = {access:?}")
+    };
+    complaint(
+        &disk("d.img", "read-write"),
+        &["id = 3", "/pods/d.img", "overlay"],
+    );
+    complaint(&disk("d.img", "ro"), &["ro", "read-only"]);
+    complaint(&disk("a,b", "read-only"), &["disk 0: path", "rename"]);
+    complaint(&disk("", "read-only"), &["disk 0: path", "empty"]);
+    let id = disk("d.img", "read-only") + "\nid = \"a b\"";
+    complaint(&id, &["disk 0: id", "a b", "20"]);
+    let many = vec![disk("d.img", "read-only"); 17].join("\n");
+    complaint(&many, &["disk = 17", "16"]);
+    let own = format!(
+        "{}\n[[node.disk]]\npath = \"mine.img\"\naccess = \"read-write\"",
+        GOOD
+    );
+    let pod = parse(&own).unwrap();
+    let Backend::Kvm(guest) = &pod.nodes[0].backend else {
+        panic!("node 1 is a guest");
+    };
+    assert_eq!(guest.disks[0].access, DiskAccess::ReadWrite);
+}
+
+#[test]
 fn an_unreadable_file_is_named() {
     let error = Pod::load(Path::new("/nonexistent/pod.toml")).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/pod.toml"));

@@ -82,8 +82,18 @@ pub(super) struct Settings {
     pub cmdline: Option<String>,
     pub cpus: Option<u32>,
     pub memory: Option<Size>,
+    #[serde(rename = "disk")]
+    pub disks: Option<Vec<Disk>>,
     pub restart: Option<RestartKind>,
     pub max_restarts_per_minute: Option<u32>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Disk {
+    pub path: String,
+    pub access: DiskAccess,
+    pub id: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -97,6 +107,8 @@ pub(super) struct Node {
     cmdline: Option<String>,
     cpus: Option<u32>,
     memory: Option<Size>,
+    #[serde(rename = "disk")]
+    disks: Option<Vec<Disk>>,
     restart: Option<RestartKind>,
     max_restarts_per_minute: Option<u32>,
 }
@@ -114,6 +126,8 @@ impl Node {
             cmdline: or(&self.cmdline, &defaults.cmdline),
             cpus: self.cpus.or(defaults.cpus),
             memory: self.memory.clone().or(defaults.memory.clone()),
+            // All of them or none: disks are told apart by their order.
+            disks: self.disks.clone().or(defaults.disks.clone()),
             restart: self.restart.or(defaults.restart),
             max_restarts_per_minute: self
                 .max_restarts_per_minute
@@ -140,6 +154,21 @@ pub enum BackendKind {
     Kvm,
     /// A process tree in namespaces of its own.
     Namespace,
+}
+
+/// The values of `access` of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskAccess {
+    /// The node cannot write. Any number of nodes may share the image.
+    ReadOnly,
+    /// The node writes to the image itself: it is this node's alone.
+    ReadWrite,
+    /// The node writes to an overlay of its own, which begins empty in each of its lives. Any
+    /// number of nodes may share the image.
+    Overlay,
+    /// The same, but the overlay is kept, in the folder of the pod file.
+    KeptOverlay,
 }
 
 /// The values of `restart`.

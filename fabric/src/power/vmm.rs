@@ -22,7 +22,7 @@ use super::namespace::ring;
 use super::{
     Exit, Fence, Instance, PowerControl, Prepared, StartError, StartRequest, kill_and_wait,
 };
-use crate::podfile::Backend;
+use crate::podfile::{Backend, DiskAccess};
 use crate::runtime::{NodeFolder, NodeRecord};
 use crate::sys::process::{Ended, Process, ProcessName};
 use crate::sys::spawn::{Held, Program, hold};
@@ -138,6 +138,26 @@ impl PowerControl for VmmPower {
             "--runtime-dir".into(),
             request.folder.path().into(),
         ];
+        for (n, disk) in guest.disks.iter().enumerate() {
+            // One that is not kept loses its name as soon as the VMM has it open.
+            let fresh = || request.folder.path().join(format!("disk{n}.overlay"));
+            let mut option: OsString = joined(&["path=".into(), disk.path.clone().into()]);
+            match disk.access {
+                DiskAccess::ReadWrite => {}
+                DiskAccess::ReadOnly => option.push(",readonly=on"),
+                DiskAccess::Overlay | DiskAccess::KeptOverlay => {
+                    option.push(",overlay=");
+                    option.push(disk.kept.clone().unwrap_or_else(fresh));
+                    if disk.kept.is_some() {
+                        option.push(",keep=on");
+                    }
+                }
+            }
+            if let Some(id) = &disk.id {
+                option.push(format!(",id={id}"));
+            }
+            args.extend(["--disk".into(), option]);
+        }
         if !guest.cmdline.is_empty() {
             args.extend(["--cmdline".into(), guest.cmdline.clone().into()]);
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::devices::serial::SerialSpec;
 use crate::memory::{MemorySpec, PodMemorySpec};
 use crate::vcpu::CpuSpec;
+use crate::virtio::block::DiskSpec;
 
 /// Run one guest in this process until it ends.
 ///
@@ -49,6 +50,15 @@ pub struct RunArgs {
     /// Where ttyS0 leads; with tty, Ctrl-A x stops the guest and Ctrl-A Ctrl-A is Ctrl-A
     #[arg(long, value_name = "file=PATH|tty|null", default_value = "null")]
     pub serial: SerialSpec,
+
+    /// A disk, a raw image or block device; may be given several times, for vda, vdb and so on.
+    /// With overlay, FILE is only read and can be shared: what the guest writes goes to the
+    /// overlay, which is begun anew and gone when the guest ends, unless keep=on
+    #[arg(
+        long = "disk",
+        value_name = "path=FILE[,readonly=on][,overlay=FILE[,keep=on]][,id=TEXT]"
+    )]
+    pub disks: Vec<DiskSpec>,
 
     /// Existing folder for control.sock, agent.sock and exit.json [default: none of them]
     #[arg(long, value_name = "DIR")]

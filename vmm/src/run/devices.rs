@@ -1,4 +1,5 @@
-//! The devices of a machine: serial port, PCI bus, pvpanic, and the fabric device.
+//! The devices of a machine: serial port, PCI bus, pvpanic, the fabric device, disks, and the
+//! entropy source.
 
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
@@ -16,7 +17,9 @@ use crate::devices::output::Output;
 use crate::devices::serial::{InputDrained, InterruptLine, SerialDevice};
 use crate::irq::{GsiRoutes, KvmEvents};
 use crate::pci::{HostBridge, PciBus, PciBusSpec, PvPanic, PvPanicEvent, PvPanicSpec};
+use crate::virtio::block::{Block, Disk, DiskCounters, DiskSpec, MAX_DISKS};
 use crate::virtio::console::{Console, ConsoleError, ConsoleSpec, PortBackend, PortSpec};
+use crate::virtio::rng::Rng;
 use crate::virtio::{DeviceThread, VirtioPci, Worker};
 
 /// An event descriptor whose reads and writes do not block.
@@ -113,10 +116,63 @@ pub(super) fn fabric_device(
     Ok(worker)
 }
 
-/// The thread on which devices do their I/O. If it fails, the machine ends.
-pub(super) fn device_thread(outcome: &Arc<OutcomeSlot>) -> Result<DeviceThread, RunError> {
+/// The host's random bytes for the guest. It runs on the device thread that gets the worker.
+pub(super) fn entropy_source(
+    bus: &PciBus,
+    memory: &GuestMemoryMmap,
+    routes: &Arc<GsiRoutes>,
+    events: KvmEvents,
+) -> Result<Worker, RunError> {
+    let error = |e: &dyn std::fmt::Display| RunError::internal("entropy source", e);
+    let device = Box::new(Rng::new().map_err(|e| error(&e))?);
+    let (function, worker) =
+        VirtioPci::new(device, memory.clone(), routes, Arc::new(events)).map_err(|e| error(&e))?;
+    bus.add(None, function).map_err(|e| error(&e))?;
+    Ok(worker)
+}
+
+/// Opens and locks the disks of the command line.
+pub(super) fn open_disks(specs: &[DiskSpec]) -> Result<Vec<(Disk, String)>, RunError> {
+    if specs.len() > MAX_DISKS {
+        let count = specs.len();
+        let message = format!("--disk: {count} disks; a guest has at most {MAX_DISKS}");
+        return Err(RunError::Argument(message));
+    }
+    let open = |(n, spec): (usize, &DiskSpec)| {
+        let id = spec.id.clone().unwrap_or_else(|| format!("disk{n}"));
+        Ok((spec.open()?, id))
+    };
+    specs.iter().enumerate().map(open).collect()
+}
+
+/// A disk on a thread of its own, because its I/O may block.
+pub(super) fn disk(
+    (disk, id): (Disk, String),
+    bus: &PciBus,
+    memory: &GuestMemoryMmap,
+    routes: &Arc<GsiRoutes>,
+    events: KvmEvents,
+    outcome: &Arc<OutcomeSlot>,
+) -> Result<(DeviceThread, Arc<DiskCounters>), RunError> {
+    let error = |e: &dyn std::fmt::Display| RunError::internal("disk", e);
+    let block = Block::new(disk, &id);
+    let counters = block.counters();
+    let (function, worker) =
+        VirtioPci::new(Box::new(block), memory.clone(), routes, Arc::new(events))
+            .map_err(|e| error(&e))?;
+    bus.add(None, function).map_err(|e| error(&e))?;
+    let thread = device_thread("disk", outcome)?;
+    thread.add(Box::new(worker)).map_err(|e| error(&e))?;
+    Ok((thread, counters))
+}
+
+/// A thread on which devices do their I/O. If it fails, the machine ends.
+pub(super) fn device_thread(
+    name: &str,
+    outcome: &Arc<OutcomeSlot>,
+) -> Result<DeviceThread, RunError> {
     let outcome = Arc::clone(outcome);
-    DeviceThread::spawn("devices", move |why| {
+    DeviceThread::spawn(name, move |why| {
         outcome.report(Outcome::new(ExitStatus::Internal, why));
     })
     .map_err(|e| RunError::internal("device thread", e))

@@ -48,7 +48,7 @@ pub struct Machine {
     interactive: bool,
     outcome: Arc<OutcomeSlot>,
     // Never joined: at the end of the run the process ends, whatever a device is doing.
-    _device_thread: Option<ManuallyDrop<DeviceThread>>,
+    _device_threads: Vec<ManuallyDrop<DeviceThread>>,
     // The VM refers to the memory of both, so it goes first.
     _vm: Arc<VmFd>,
     _pod_slots: Arc<PodSlots>,
@@ -73,6 +73,7 @@ impl Machine {
             .transpose()?
             .map(Arc::new);
         // Errors in files are reported even where there is no KVM.
+        let disks = devices::open_disks(&args.disks)?;
         let memory = args.memory.allocate()?;
         let entry = load_guest(args, &memory, pod.as_deref())?;
 
@@ -101,19 +102,33 @@ impl Machine {
         let pci = devices::pci_bus(outcome)?;
         let doorbell = devices::event_fd()?;
         let doorbells = Arc::new(AtomicU64::new(0));
-        let device_thread = match &args.runtime_dir {
-            Some(folder) => {
-                let worker = devices::fabric_device(
-                    folder, &doorbell, &doorbells, &pci, &memory, &routes, events,
-                )?;
-                let thread = devices::device_thread(outcome)?;
-                thread
-                    .add(Box::new(worker))
-                    .map_err(|e| RunError::internal("device thread", e))?;
-                Some(ManuallyDrop::new(thread))
-            }
-            None => None,
-        };
+        let mut workers = Vec::new();
+        if let Some(folder) = &args.runtime_dir {
+            let events = events.clone();
+            workers.push(devices::fabric_device(
+                folder, &doorbell, &doorbells, &pci, &memory, &routes, events,
+            )?);
+        }
+        workers.push(devices::entropy_source(
+            &pci,
+            &memory,
+            &routes,
+            events.clone(),
+        )?);
+        let thread = devices::device_thread("devices", outcome)?;
+        for worker in workers {
+            thread
+                .add(Box::new(worker))
+                .map_err(|e| RunError::internal("device thread", e))?;
+        }
+        let mut device_threads = vec![ManuallyDrop::new(thread)];
+        let mut disk_counters = Vec::new();
+        for disk in disks {
+            let events = events.clone();
+            let (thread, counters) = devices::disk(disk, &pci, &memory, &routes, events, outcome)?;
+            device_threads.push(ManuallyDrop::new(thread));
+            disk_counters.push(counters);
+        }
         let handler: Arc<dyn ExitHandler> = Arc::new(DeviceBus {
             serial: Arc::clone(&serial),
             power: PowerControl::default(),
@@ -139,6 +154,7 @@ impl Machine {
                 vcpu_tids: vcpus.tids().to_vec(),
                 doorbell,
                 doorbells,
+                disks: disk_counters,
                 dropped,
                 outcome: Arc::clone(outcome),
             }
@@ -153,7 +169,7 @@ impl Machine {
             drained,
             interactive: args.serial == SerialSpec::Tty,
             outcome: Arc::clone(outcome),
-            _device_thread: device_thread,
+            _device_threads: device_threads,
             _vm: vm,
             _pod_slots: pod_slots,
             _ram: memory,

@@ -41,6 +41,9 @@ pub enum RunError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A disk cannot be used.
+    #[error(transparent)]
+    Disk(#[from] crate::virtio::block::DiskError),
     /// A vCPU could not be set up.
     #[error(transparent)]
     Vcpu(#[from] crate::arch::x86_64::SetupError),
@@ -56,7 +59,9 @@ impl RunError {
         match self {
             Self::Kvm(_) => ExitStatus::NoKvm,
             Self::Load(LoadError::Write { .. }) => ExitStatus::Internal,
-            Self::Load(_) | Self::Argument(_) | Self::File { .. } => ExitStatus::BadArguments,
+            Self::Load(_) | Self::Argument(_) | Self::File { .. } | Self::Disk(_) => {
+                ExitStatus::BadArguments
+            }
             Self::Memory(e) if e.is_bad_argument() => ExitStatus::BadArguments,
             Self::Memory(_) | Self::Vcpu(_) | Self::Internal(_) => ExitStatus::Internal,
         }

@@ -84,6 +84,30 @@ impl KeyValues {
             .ok_or(OptionError::Missing(key))
     }
 
+    /// Takes the value of `key`, if it is there.
+    ///
+    /// # Errors
+    /// [`OptionError::Missing`] if it is empty.
+    pub fn optional(&mut self, key: &'static str) -> Result<Option<String>, OptionError> {
+        if self.0.iter().any(|(k, _)| k == key) {
+            self.required(key).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// Takes the value of `key`, `on` or `off`; `off` if it is not there.
+    ///
+    /// # Errors
+    /// [`OptionError::Missing`] if it is empty, [`OptionError::Value`] if it is another word.
+    pub fn switch(&mut self, key: &'static str) -> Result<bool, OptionError> {
+        match self.optional(key)?.as_deref() {
+            None | Some("off") => Ok(false),
+            Some("on") => Ok(true),
+            Some(other) => Err(OptionError::value(key, other, "use on or off")),
+        }
+    }
+
     /// Takes the value of `key` as a number.
     ///
     /// # Errors
@@ -150,6 +174,11 @@ mod tests {
         assert_eq!(options.number::<u32>("a"), Ok(1));
         assert_eq!(options.required("b").unwrap(), "x=y");
         assert_eq!(options.required("b"), Err(OptionError::Missing("b")));
+        let mut options = parse("a=on,b=").unwrap();
+        assert_eq!(options.switch("a"), Ok(true));
+        assert_eq!(options.switch("a"), Ok(false), "taken");
+        assert_eq!(options.optional("b"), Err(OptionError::Missing("b")));
+        assert!(parse("a=yes").unwrap().switch("a").is_err());
         assert!(matches!(parse("a").unwrap_err(), OptionError::NoValue(_)));
         assert!(matches!(
             parse("c=1").unwrap_err(),

@@ -26,6 +26,8 @@ pub(crate) const NEEDS_RESET: u8 = 64;
 
 const MEMORY: usize = 4 << 20;
 const RINGS: u64 = 0x1_0000;
+/// Bytes for the three rings of a queue.
+const RINGS_SIZE: u64 = 0x2000;
 const BUFFERS: u64 = 0x10_0000;
 const ECAM: u64 = 0xe000_0000;
 const WINDOW: u64 = 0xc000_0000;
@@ -160,10 +162,10 @@ impl FakeDriver {
             for (at, address) in [(32, descriptors), (40, driver), (48, device)] {
                 self.write(at, 4, address & 0xffff_ffff);
                 self.write(at + 4, 4, address >> 32);
-                self.mem
-                    .write_slice(&[0; 0x400], GuestAddress(address))
-                    .unwrap();
             }
+            self.mem
+                .write_slice(&[0; RINGS_SIZE as usize], GuestAddress(descriptors))
+                .unwrap();
             self.write(26, 2, n + 1);
             assert_eq!(self.read(26, 2), n + 1);
             self.write(28, 2, 1);
@@ -171,8 +173,9 @@ impl FakeDriver {
     }
 
     fn rings(queue: u64) -> (u64, u64, u64) {
-        let base = RINGS + queue * 0x1000;
-        (base, base + 0x400, base + 0x800)
+        // Room for 256 descriptors.
+        let base = RINGS + queue * RINGS_SIZE;
+        (base, base + 0x1000, base + 0x1400)
     }
 
     fn capability(&self, id: u8) -> u64 {

@@ -19,9 +19,11 @@
 //! before a device sees it, and the first impossible one stops the device and sets
 //! `DEVICE_NEEDS_RESET`.
 
+pub mod block;
 pub mod console;
 mod pci;
 mod queue;
+pub mod rng;
 mod shared;
 mod thread;
 mod worker;

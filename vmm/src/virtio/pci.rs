@@ -438,17 +438,17 @@ impl PciFunction for VirtioPci {
         window.bar_window = true;
         // The driver chooses BAR, offset and length. The data bytes are not stored.
         window.writable = [[0, 0, 0xff, 0, 0, 0].as_slice(), [0xff; 8].as_slice()].concat();
-        vec![
+        let mut list = vec![
             structure(VIRTIO_PCI_CAP_COMMON_CFG, COMMON, COMMON_SIZE),
             structure(VIRTIO_PCI_CAP_ISR_CFG, ISR, 4),
-            structure(
-                VIRTIO_PCI_CAP_DEVICE_CFG,
-                DEVICE,
-                self.config.size().min(DEVICE_MAX),
-            ),
-            notify,
-            window,
-        ]
+        ];
+        // Linux refuses a device with an empty one.
+        let device = self.config.size().min(DEVICE_MAX);
+        if device > 0 {
+            list.push(structure(VIRTIO_PCI_CAP_DEVICE_CFG, DEVICE, device));
+        }
+        list.extend([notify, window]);
+        list
     }
 
     fn msix(&self) -> Option<Arc<Msix>> {

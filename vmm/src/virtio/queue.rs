@@ -1,9 +1,10 @@
 //! One virtqueue, with every descriptor chain checked before a device sees it.
 
+use std::io;
 use std::sync::Arc;
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::shared::Shared;
@@ -200,8 +201,17 @@ impl VirtQueue {
     /// # Errors
     /// Guest memory cannot be written.
     pub fn write(&self, chain: &Chain, data: &[u8]) -> Result<usize, QueueError> {
+        self.write_at(chain, 0, data)
+    }
+
+    /// Copies `data` into the writable bytes of `chain`, from `offset` on; returns how many
+    /// fitted.
+    ///
+    /// # Errors
+    /// Guest memory cannot be written.
+    pub fn write_at(&self, chain: &Chain, offset: u64, data: &[u8]) -> Result<usize, QueueError> {
         let mut done = 0;
-        each_piece(&chain.writable, 0, data.len(), |address, len| {
+        each_piece(&chain.writable, offset, data.len(), |address, len| {
             let piece = &data[done..done + len];
             done += len;
             self.mem.write_slice(piece, address).is_ok()
@@ -212,6 +222,74 @@ impl VirtQueue {
             length,
         })?;
         Ok(done)
+    }
+
+    /// Has `fill` write into the writable bytes `offset..offset + len` of `chain`, piece by piece
+    /// and in order, until it fails. For data that need no copy of ours.
+    ///
+    /// # Errors
+    /// Guest memory cannot be written. What `fill` says is in the inner result.
+    pub fn fill(
+        &self,
+        chain: &Chain,
+        offset: u64,
+        len: u64,
+        fill: impl FnMut(&VolatileSlice) -> io::Result<()>,
+    ) -> Result<io::Result<()>, QueueError> {
+        self.pass(chain, Permissions::Write, offset, len, fill)
+    }
+
+    /// As [`fill`](Self::fill), with the readable bytes and for `drain` to read.
+    ///
+    /// # Errors
+    /// Guest memory cannot be read. What `drain` says is in the inner result.
+    pub fn drain(
+        &self,
+        chain: &Chain,
+        offset: u64,
+        len: u64,
+        drain: impl FnMut(&VolatileSlice) -> io::Result<()>,
+    ) -> Result<io::Result<()>, QueueError> {
+        self.pass(chain, Permissions::Read, offset, len, drain)
+    }
+
+    fn pass(
+        &self,
+        chain: &Chain,
+        access: Permissions,
+        offset: u64,
+        len: u64,
+        mut each: impl FnMut(&VolatileSlice) -> io::Result<()>,
+    ) -> Result<io::Result<()>, QueueError> {
+        let segments = match access {
+            Permissions::Write => &chain.writable,
+            _ => &chain.readable,
+        };
+        let mut outcome = Ok(());
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let passed = each_piece(segments, offset, len, |address, len| {
+            let Ok(slices) = self.mem.get_slices(address, len, access) else {
+                return false;
+            };
+            for slice in slices {
+                let Ok(slice) = slice else {
+                    return false;
+                };
+                outcome = each(&slice);
+                if outcome.is_err() {
+                    return false;
+                }
+            }
+            true
+        });
+        match passed {
+            Err((address, length)) if outcome.is_ok() => Err(QueueError::Address {
+                head: chain.head,
+                address,
+                length,
+            }),
+            _ => Ok(outcome),
+        }
     }
 
     /// Gives `chain` back to the driver, with `written` bytes filled in.
