@@ -85,7 +85,8 @@ pub type Generation = u32;
 /// The pair is loaded, stored and compared-and-swapped whole, so that no reader ever combines
 /// the id of one owner with the generation of another (LUPIN paper, section 3.1). The zero word
 /// owns nothing.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
 #[repr(transparent)]
 pub struct InstanceId(u64);
 

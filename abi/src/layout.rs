@@ -18,8 +18,11 @@ pub const FABRIC_SIZE: u64 = GRANULE;
 pub const NODE_SIZE: u64 = GRANULE;
 /// Size of the instances range at the start of the system section, in bytes.
 pub const INSTANCES_SIZE: u64 = GRANULE;
-/// Smallest system section: the instances range and one granule of kernel-level state.
-pub const MIN_SYSTEM_SIZE: u64 = INSTANCES_SIZE + GRANULE;
+/// Where the groups begin, in bytes from the start of the kernel-level state.
+pub const GROUPS_AT: u64 = GRANULE;
+/// Smallest system section: the instances range, and a granule each for the segment directory and
+/// the groups.
+pub const MIN_SYSTEM_SIZE: u64 = INSTANCES_SIZE + GROUPS_AT + GRANULE;
 
 /// First word of a formatted pod memory: `LUPINPOD` in little-endian bytes.
 pub const POD_MAGIC: u64 = u64::from_le_bytes(*b"LUPINPOD");
@@ -204,7 +207,7 @@ impl PodHeader {
             return Err(size(
                 "system_size",
                 system_size,
-                "is not a multiple of 2 MiB of at least 4 MiB",
+                "is not a multiple of 2 MiB of at least 6 MiB",
             ));
         }
         if !pool_size.is_multiple_of(GRANULE) || pool_size == 0 {

@@ -25,6 +25,7 @@
 //! | [`node`] | a node's heartbeat and agent state: written by that node alone |
 //! | [`instances`] | the pod's thread instances: written by agents, readable by everybody |
 //! | [`system`] | the segment directory and its recoverable lock: written by agents |
+//! | [`groups`] | control groups, their members and notifications: written by agents |
 //! | [`event`] | the events of the ring |
 //! | [`port`] | frames between the fabric manager and a node's agent |
 //! | [`socket`] | packets between an agent and the processes of its node |
@@ -41,6 +42,7 @@ extern crate alloc;
 
 pub mod event;
 pub mod fabric;
+pub mod groups;
 pub mod id;
 pub mod instances;
 pub mod layout;
@@ -58,4 +60,4 @@ pub use layout::{AttachError, PodHeader, SectionKind};
 ///
 /// Raised on any change that an older reader could misread; there is no negotiation: both
 /// sides of a boundary must agree, and a mismatch is reported with both numbers.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;

@@ -3,7 +3,8 @@
 //! `/run/lupin/agent.sock` is a `SOCK_SEQPACKET` socket: one packet is one message in postcard
 //! encoding, at most [`MAX_PACKET`] bytes; descriptors travel as `SCM_RIGHTS` with the packet
 //! that announces them. A client sends a request and reads replies until it sees one that is not
-//! [`Reply::Event`]; events come only after [`Request::Subscribe`].
+//! [`Reply::Event`]; events come only after [`Request::Subscribe`]. Notifications of a group come only
+//! after [`GroupRequest::Watch`], on a connection that is used for nothing else.
 //!
 //! Who the client is the agent learns from the kernel (`SO_PEERCRED`), never from a message.
 
@@ -13,6 +14,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Event;
+use crate::groups::{GroupReply, GroupRequest};
 use crate::id::Generation;
 
 /// Where the agent listens, unless the environment variable [`SOCKET_ENV`] says otherwise.
@@ -71,6 +73,8 @@ pub enum Request {
         /// First sequence number wanted.
         from: u64,
     },
+    /// Something about groups.
+    Group(GroupRequest),
 }
 
 /// A mapping that the client may make of a descriptor it received.
@@ -125,6 +129,8 @@ pub enum Reply {
         /// The next number that will be sent.
         next: u64,
     },
+    /// Something about groups.
+    Group(GroupReply),
     /// The request was not carried out.
     Refused {
         /// Which kind of refusal, for programs.
@@ -161,11 +167,11 @@ pub enum RefusalCode {
     IdTaken,
     /// The caller may not do that.
     Permission,
-    /// No such segment or thread.
+    /// No such segment, thread or group.
     NotFound,
-    /// A segment of that name exists.
+    /// A segment or group of that name exists.
     Exists,
-    /// In use on another node.
+    /// In use, perhaps on another node.
     Busy,
     /// A name, size or id is not valid.
     Invalid,

@@ -4,6 +4,7 @@
 //! 0x00000  section header
 //! 0x00040  directory lock        recoverable, owner = node instance
 //! 0x10000  segment directory     512 entries of 512 B
+//! 2 MiB    groups                a granule of their own: see [`groups`](crate::groups)
 //! ```
 //!
 //! The directory is its own allocator: the extents of its used entries are what is taken, so

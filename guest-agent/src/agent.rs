@@ -13,11 +13,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::{debug, error, info, warn};
+use lupin_abi::groups::End;
 use lupin_abi::node::AgentState;
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::WaitStatus;
 
 use crate::directory::{Directory, DirectoryError};
 use crate::doorbell::Doorbell;
@@ -393,7 +395,20 @@ impl Agent {
 
     fn reap(&mut self) {
         let pids = self.link.pids();
-        reap(self.role, &pids, |status| self.link.on_exit(status));
+        reap(self.role, &pids, |status| {
+            let end = match status {
+                WaitStatus::Exited(_, code) => Some(End::Exited(code)),
+                WaitStatus::Signaled(_, signal, _) => Some(End::Killed(signal as i32)),
+                _ => None,
+            };
+            let pid = status
+                .pid()
+                .and_then(|pid| u32::try_from(pid.as_raw()).ok());
+            if let (Some(pod), Some(pid), Some(end)) = (&mut self.pod, pid, end) {
+                pod.server.on_reaped(pid, end);
+            }
+            self.link.on_exit(status);
+        });
     }
 
     fn begin_shutdown(&mut self, grace: Duration) {

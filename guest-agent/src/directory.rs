@@ -31,7 +31,7 @@ use crate::memory::{Extent, Owner, PodMemory};
 
 /// How long the agent waits for the directory lock. A holder that hangs for longer is found
 /// dead by the fabric manager; till then this node must be able to answer its own manager.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why something could not be done with segments or thread ids.
 #[derive(Debug, thiserror::Error)]

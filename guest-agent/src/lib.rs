@@ -26,6 +26,7 @@
 //! | [`heartbeat`] | says that the node lives |
 //! | [`directory`], [`segments`] | which ranges of the pool are segments, and who here uses them |
 //! | [`threads`] | ids of threads, in each of their lives |
+//! | [`groups`] | which processes of the pod belong together, and are told of each other's deaths |
 //! | [`socket`] | what processes may ask |
 //! | [`link`] | what the manager may ask |
 //! | [`doorbell`] | somebody says that something happened |
@@ -39,6 +40,7 @@ pub mod cli;
 mod crash;
 pub mod directory;
 pub mod doorbell;
+pub mod groups;
 pub mod heartbeat;
 pub mod identity;
 pub mod init;

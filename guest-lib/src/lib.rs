@@ -71,7 +71,10 @@ mod test_random;
 pub mod wait;
 pub mod work;
 
-pub use client::{ClientError, Events, Happening, Patience, Pod, Segment, Thread};
+pub use client::{
+    Admission, ClientError, Events, GroupEvent, Happening, Membership, Patience, Pod, Secret,
+    Segment, Thread,
+};
 pub use lupin_abi as abi;
 pub use lupin_abi::{Generation, InstanceId, NodeId, ThreadId};
 /// Whether accesses to pod memory are counted in this build: for programs that measure.

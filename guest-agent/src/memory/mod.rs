@@ -16,8 +16,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use lupin_abi::fabric::FabricSection;
+use lupin_abi::groups::GroupSection;
 use lupin_abi::instances::InstancesSection;
-use lupin_abi::layout::{AttachError, FABRIC_SIZE, PodHeader, SectionKind, read_header};
+use lupin_abi::layout::{AttachError, FABRIC_SIZE, GROUPS_AT, PodHeader, SectionKind, read_header};
 use lupin_abi::node::NodeSection;
 use lupin_abi::socket::Mapping as Window;
 use lupin_abi::system::SystemSection;
@@ -296,6 +297,13 @@ impl PodMemory {
         // SAFETY: at least one granule (the header's rule, checked in `finish`), page aligned,
         // alive as long as `self`, used through atomics only.
         unsafe { SystemSection::from_ptr(self.kernel.base()) }
+    }
+
+    /// The control groups.
+    pub fn groups(&self) -> &GroupSection {
+        // SAFETY: the header's rule for the system section leaves a granule at GROUPS_AT (checked
+        // in `finish`), page aligned, alive as long as `self`, used through atomics only.
+        unsafe { GroupSection::from_ptr(self.kernel.base().add(GROUPS_AT as usize)) }
     }
 
     /// Whether this node, in this life, still belongs to the pod.

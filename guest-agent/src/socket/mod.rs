@@ -3,6 +3,7 @@
 //! ```text
 //!   connect -> Hello -> Welcome + 2 descriptors -> RegisterThread, CreateSegment, ... -> close
 //!                                                  Subscribe -> Event, Event, ...
+//!                                                  Group -> members, notifications
 //! ```
 //!
 //! What a client sends is decided upon by what the kernel says of it (`SO_PEERCRED`, and
@@ -11,6 +12,8 @@
 //! and segments belong to the *process*, which is watched through a pidfd: closing a connection
 //! ends nothing, the death of the process ends everything.
 
+mod exit;
+mod groups;
 mod limits;
 mod packet;
 mod process;
@@ -22,10 +25,12 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use log::{debug, info, warn};
 use lupin_abi::fabric::RingRead;
+use lupin_abi::groups::End;
 use lupin_abi::socket::{MAX_PACKET, RefusalCode, Reply, encode};
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
@@ -34,11 +39,13 @@ use nix::sys::socket::{
     setsockopt, socket, sockopt,
 };
 
+use crate::groups::{Groups, Watch};
 use crate::poll::{Poller, READABLE, Source};
 use crate::segments::Segments;
-use crate::threads::Threads;
+use crate::threads::{Thread, Threads};
 use limits::Limits;
-use packet::{Peer, Received};
+pub use packet::Peer;
+use packet::Received;
 use process::{Process, Processes};
 
 /// Packets of one client that are taken before the others get their turn.
@@ -65,6 +72,8 @@ struct Client {
     out: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
     /// Next event to send, once subscribed.
     events: Option<u64>,
+    /// What it has been sent of a group's notifications, once it watches one.
+    watch: Option<Watch>,
     /// A segment is being scrubbed for it: no further request is read.
     waiting: bool,
     /// Cut off once `out` is empty.
@@ -83,11 +92,18 @@ pub struct Server {
     limits: Limits,
     threads: Threads,
     segments: Segments,
+    groups: Groups,
+    /// Readers of groups have not been sent all yet.
+    unsent: bool,
+    /// Other nodes have not been told that the groups changed.
+    untold: bool,
     buffer: Box<[u8; MAX_PACKET]>,
     /// Off while the agent has no descriptors left to accept with.
     accepting: bool,
     /// Clients cut off since the last tick: more than a few are only counted.
     cut_off: usize,
+    /// Requests to join a group refused since the last tick, as well.
+    denied: usize,
     ticks: u64,
 }
 
@@ -106,6 +122,7 @@ impl Server {
     ) -> io::Result<Self> {
         let listener = listen_on(path)?;
         poller.add(&listener, Source::ClientListener, EpollFlags::EPOLLIN)?;
+        let groups = Groups::new(Arc::clone(segments.directory().memory()));
         let mut server = Self {
             path: path.into(),
             listener,
@@ -115,14 +132,20 @@ impl Server {
             limits: Limits::default(),
             threads,
             segments,
+            groups,
+            unsent: false,
+            untold: false,
             buffer: Box::new([0; MAX_PACKET]),
             accepting: true,
             cut_off: 0,
+            denied: 0,
             ticks: 0,
         };
         if restarted {
             server.adopt_threads(poller);
         }
+        // After the threads: members among them whose process is gone are dead by now.
+        server.groups.begin().map_err(io::Error::other)?;
         Ok(server)
     }
 
@@ -241,6 +264,7 @@ impl Server {
                 greeted: false,
                 out: VecDeque::new(),
                 events: None,
+                watch: None,
                 waiting: false,
                 closing: false,
                 interest: READABLE,
@@ -268,6 +292,13 @@ impl Server {
         Ok(())
     }
 
+    /// The agent has reaped a child of its own, which may be a process that it serves.
+    pub fn on_reaped(&mut self, pid: u32, end: End) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.reaped = Some(end);
+        }
+    }
+
     /// A process may have ended.
     pub fn on_process(&mut self, pid: u32) {
         let Some(process) = self.processes.get_mut(&pid) else {
@@ -279,7 +310,14 @@ impl Server {
         if !process.threads.is_empty() {
             let threads = std::mem::take(&mut process.threads);
             let count = threads.len();
-            if let Err(error) = self.threads.end(threads.iter().copied()) {
+            let end = process.end(pid);
+            let of_groups: Vec<Thread> = threads.iter().copied().collect();
+            // The generations first, which nobody's store can follow; then the groups are told.
+            let ended = self.threads.end(threads.iter().copied());
+            let told = ended
+                .map_err(|e| e.to_string())
+                .and_then(|()| self.groups.died(&of_groups, end).map_err(|e| e.to_string()));
+            if let Err(error) = told {
                 // The pidfd stays readable, so this is tried again at once, and as long as the
                 // node belongs to the pod it succeeds in the end.
                 warn!("threads of ended process {pid}: {error}");
@@ -339,6 +377,7 @@ impl Server {
         }
         // Room may have come for events that waited for it.
         self.pump_client(poller, id);
+        self.pump_watch(poller, id);
     }
 
     /// Queues a reply and sends what the socket takes.
@@ -449,6 +488,7 @@ impl Server {
         for id in ids {
             self.pump_client(poller, id);
         }
+        self.pump_groups(poller);
     }
 
     fn pump_client(&mut self, poller: &Poller, id: u32) {
@@ -484,13 +524,17 @@ impl Server {
 
     /// Whether [`work`](Self::work) has something to do.
     pub fn has_work(&self) -> bool {
-        self.segments.has_work()
+        self.segments.has_work() || self.unsent || self.groups.has_changed()
     }
 
     /// Goes on with long work for a moment.
     pub fn work(&mut self, poller: &Poller) {
         if let Some(created) = self.segments.work() {
             self.on_created(poller, created);
+        }
+        self.note_group_change();
+        if self.unsent {
+            self.pump_groups(poller);
         }
     }
 
@@ -508,6 +552,7 @@ impl Server {
             );
         }
         self.cut_off = 0;
+        self.tick_groups();
         if !self.accepting {
             self.accepting = poller
                 .add(&self.listener, Source::ClientListener, EpollFlags::EPOLLIN)
@@ -551,6 +596,9 @@ fn listen_on(path: &Path) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+#[cfg(test)]
+#[path = "groups_test.rs"]
+mod groups_test;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]

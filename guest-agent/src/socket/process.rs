@@ -3,9 +3,11 @@
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use lupin_abi::groups::End;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::exit::how_it_ended;
 use crate::segments::LeaseId;
 use crate::threads::Thread;
 
@@ -23,6 +25,8 @@ pub struct Process {
     pub threads: BTreeSet<Thread>,
     /// Leases of the segments that it opened.
     pub segments: BTreeSet<LeaseId>,
+    /// How it ended, should this agent be its parent and have reaped it.
+    pub reaped: Option<End>,
 }
 
 impl Process {
@@ -33,6 +37,7 @@ impl Process {
             connections: 0,
             threads: BTreeSet::new(),
             segments: BTreeSet::new(),
+            reaped: None,
         }
     }
 
@@ -45,6 +50,12 @@ impl Process {
     pub fn has_ended(&self) -> bool {
         let mut fds = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
+    /// How it ended, once it has. `pid` is its number.
+    pub fn end(&self, pid: u32) -> End {
+        self.reaped
+            .unwrap_or_else(|| how_it_ended(self.pidfd.as_fd(), pid))
     }
 }
 

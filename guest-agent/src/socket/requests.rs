@@ -21,9 +21,9 @@ use crate::threads::Thread;
 const LISTED: usize = 512;
 
 /// A request that was not carried out.
-struct Refusal {
-    code: RefusalCode,
-    message: String,
+pub(super) struct Refusal {
+    pub(super) code: RefusalCode,
+    pub(super) message: String,
 }
 
 impl From<DirectoryError> for Refusal {
@@ -53,13 +53,13 @@ impl From<SegmentError> for Refusal {
     }
 }
 
-fn refusal<T>(code: RefusalCode, message: impl Into<String>) -> Result<T, Refusal> {
+pub(super) fn refusal<T>(code: RefusalCode, message: impl Into<String>) -> Result<T, Refusal> {
     let message = message.into();
     Err(Refusal { code, message })
 }
 
 /// A reply now, with descriptors, or (`None`) later.
-type Answer = Result<Option<(Reply, Vec<OwnedFd>)>, Refusal>;
+pub(super) type Answer = Result<Option<(Reply, Vec<OwnedFd>)>, Refusal>;
 
 impl Server {
     /// Handles the packet of `len` bytes in the buffer.
@@ -110,6 +110,7 @@ impl Server {
             Err(Refusal { code, message }) => self.refuse(poller, id, code, message),
         }
         self.pump_client(poller, id);
+        self.pump_watch(poller, id);
     }
 
     fn carry_out(&mut self, id: u32, peer: &Peer, request: Request) -> Answer {
@@ -185,6 +186,7 @@ impl Server {
                 }
                 Ok(Some((Reply::Done, Vec::new())))
             }
+            Request::Group(request) => self.group_request(id, peer, request),
         }
     }
 
@@ -240,6 +242,8 @@ impl Server {
                 refusal(RefusalCode::NotFound, message)
             };
         };
+        // First: a member does not leave by dying.
+        self.groups.leave(None, &[thread])?;
         self.threads.end([thread])?;
         process.threads.remove(&thread);
         Ok(Some((Reply::Done, Vec::new())))

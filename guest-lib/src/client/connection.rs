@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use lupin_abi::groups::GroupRequest;
 use lupin_abi::socket::{self, Mapping as WireMapping, Reply, Request};
 use lupin_abi::{ABI_VERSION, Generation, InstanceId, NodeId};
 
@@ -161,6 +162,15 @@ pub(crate) fn name_of(request: &Request) -> &'static str {
         Request::RemoveSegment { .. } => "the removal of a segment",
         Request::ListSegments => "the list of segments",
         Request::Subscribe { .. } => "the subscription to events",
+        Request::Group(request) => match request {
+            GroupRequest::Create { .. } => "the creation of a group",
+            GroupRequest::Remove { .. } => "the removal of a group",
+            GroupRequest::List => "the list of groups",
+            GroupRequest::Join { .. } => "the joining of a group",
+            GroupRequest::Leave { .. } => "the leaving of a group",
+            GroupRequest::Members { .. } => "the list of members",
+            GroupRequest::Watch { .. } => "the watch of a group",
+        },
     }
 }
 

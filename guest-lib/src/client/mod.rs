@@ -8,6 +8,8 @@
 mod connection;
 mod error;
 mod events;
+mod group;
+mod group_watch;
 mod packet;
 mod segment;
 mod thread;
@@ -26,6 +28,10 @@ use lupin_abi::{AttachError, InstanceId, NodeId};
 pub use connection::Patience;
 pub use error::ClientError;
 pub use events::{Events, Happening};
+pub use group::{
+    Admission, End, GroupId, GroupInfo, Member, MemberInfo, Membership, Notification, Secret, What,
+};
+pub use group_watch::{GroupEvent, Notifications};
 pub use lupin_abi::socket::{RefusalCode, SegmentInfo};
 pub use segment::Segment;
 pub use thread::Thread;

@@ -244,6 +244,7 @@ impl Inner {
                 (Reply::Segments(list.collect()), vec![])
             }
             Request::Subscribe { .. } => (Reply::Done, vec![]),
+            Request::Group(_) => refuse(RefusalCode::Failed, "this agent knows no groups"),
         }
     }
 

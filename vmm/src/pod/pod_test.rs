@@ -195,7 +195,7 @@ fn the_record_outlives_the_manager() {
     bench.server = None;
     let file = bench.pod_file();
     assert_eq!(bench.run(&["events", &file]), status::NOT_RUNNING);
-    let header = lupin_abi::PodHeader::new(7, "demo", 1, 4 << 20, 2 << 20).unwrap();
+    let header = lupin_abi::PodHeader::new(7, "demo", 1, 6 << 20, 2 << 20).unwrap();
     let mut bytes = vec![0; header.total_size() as usize];
     bytes[..256].copy_from_slice(&header.encode());
     let memory = bench.base.path().join("demo.pod");
