@@ -71,6 +71,14 @@ wire_enum! {
         NodeAdopted = 11 => "node-adopted",
         /// A node did not join in time. Evidence: `[ns waited]`.
         JoinTimeout = 12 => "join-timeout",
+        /// A node stands still on request: its virtual CPUs, or all its processes. That is no
+        /// failure. Evidence: `[ns that it took]`.
+        NodePaused = 13 => "node-paused",
+        /// A paused node runs again. Evidence: `[ns since the pause was asked for]`.
+        NodeResumed = 14 => "node-resumed",
+        /// A running node was asked to end. Evidence: `[ms that it has, 1 = to be started again /
+        /// 2 = to stay down / 3 = to be removed]`.
+        NodeStopping = 15 => "node-stopping",
     }
 }
 
@@ -94,7 +102,8 @@ wire_enum! {
         /// could have run. Evidence: `[ns without a beat, ns of that available to the guest,
         /// deadline in ns, last counter]`.
         Hang = 6 => "hang",
-        /// An operator asked for it.
+        /// An operator asked for it. Evidence: `[0 = killed / 1 = it ended when asked / 2 = it did
+        /// not end in time / 3 = it could not be asked, ns since it was asked]`.
         Operator = 7 => "operator",
         /// The node was started but never joined.
         NeverJoined = 8 => "never-joined",

@@ -33,6 +33,10 @@ wire_enum! {
         Restarting = 4 => "restarting",
         /// Fenced, generation raised, and left down.
         Down = 5 => "down",
+        /// It has joined and stands still, or is about to, because an operator wants it to.
+        Paused = 6 => "paused",
+        /// It was asked to end itself.
+        Stopping = 7 => "stopping",
     }
 }
 
@@ -46,6 +50,16 @@ pub struct GenerationEntry {
     restarts: AtomicU32,
     since_ns: AtomicU64,
     _reserved: [AtomicU64; 5],
+}
+
+impl NodeState {
+    /// Whether a process of the node's current generation may exist and store to pod memory.
+    pub const fn may_store(self) -> bool {
+        match self {
+            Self::Starting | Self::Joined | Self::Failing | Self::Paused | Self::Stopping => true,
+            Self::Absent | Self::Restarting | Self::Down => false,
+        }
+    }
 }
 
 impl GenerationEntry {

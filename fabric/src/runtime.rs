@@ -9,6 +9,7 @@
 //!   manager.json                  which boot of the host, which pod memory: is this a take-over?
 //!   nodes/<name>/
 //!     node.json                   the process that runs the node
+//!     intent.json                 what an operator wants to happen after a life
 //!     console.log                 what the node wrote
 //!     control.sock agent.sock exit.json
 //!     run/                        /run/lupin inside a namespace node
@@ -90,6 +91,42 @@ pub struct NodeRecord {
     pub backend: String,
     /// When it was started, in nanoseconds of the monotonic clock.
     pub started_ns: u64,
+}
+
+/// What shall happen when a life of a node is over, because an operator wants it so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Then {
+    /// The node is started again.
+    Restart,
+    /// The node stays down.
+    Down,
+}
+
+impl Then {
+    /// The number in events of kind [`NodeStopping`](lupin_abi::event::EventKind::NodeStopping).
+    pub const fn number(self) -> u64 {
+        match self {
+            Self::Restart => 1,
+            Self::Down => 2,
+        }
+    }
+}
+
+/// The end of a life that an operator asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Intent {
+    /// Of which life. A later one has nothing to do with it.
+    pub generation: Generation,
+    /// What comes then.
+    pub then: Then,
+    /// When it was asked for, in nanoseconds of the monotonic clock.
+    pub asked_ns: u64,
+    /// When patience is over, in nanoseconds of the monotonic clock.
+    pub until_ns: u64,
+    /// How long the node may take to end, in milliseconds.
+    pub grace_ms: u64,
 }
 
 /// What a manager leaves to the next one, besides pod memory.
@@ -313,6 +350,19 @@ impl NodeFolder {
     /// Of the file system.
     pub fn write_record(&self, record: &NodeRecord) -> Result<(), RuntimeError> {
         write_json(&self.path.join("node.json"), record)
+    }
+
+    /// What an operator wants to happen after a life, if that is on record.
+    pub fn intent(&self) -> Option<Intent> {
+        read_json(&self.path.join("intent.json"))
+    }
+
+    /// Puts on record what an operator wants.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn write_intent(&self, intent: &Intent) -> Result<(), RuntimeError> {
+        write_json(&self.path.join("intent.json"), intent)
     }
 
     /// The last lines that the node wrote to its console; empty if it wrote none.

@@ -28,6 +28,10 @@ pub enum Request {
     Hello,
     /// Delete the writable pod memslots. Idempotent; cannot be undone in this process.
     Fence,
+    /// Make all vCPUs leave the guest and stay out. Idempotent. The fence works meanwhile.
+    Pause,
+    /// Let the vCPUs run on. Idempotent.
+    Resume,
     /// Counters.
     Status,
     /// Exit at once with [`ExitStatus::Stopped`].
@@ -56,6 +60,10 @@ pub enum Reply {
         /// Nanoseconds that the deletion took; 0 if it had been done before.
         nanos: u64,
     },
+    /// Answer to [`Request::Pause`]: no vCPU executes a guest's instruction.
+    Paused,
+    /// Answer to [`Request::Resume`].
+    Resumed,
     /// Answer to [`Request::Status`].
     Status(VmmStatus),
     /// Answer to [`Request::Quit`], sent before the exit.
@@ -87,6 +95,8 @@ pub struct VmmStatus {
     pub disk_bytes_read: u64,
     /// Bytes that the guest wrote to its disks.
     pub disk_bytes_written: u64,
+    /// Whether the vCPUs were told to stay out of the guest.
+    pub paused: bool,
 }
 
 /// How a VMM ended: the exit code of `lupin-vmm run`.

@@ -379,3 +379,70 @@ fn wait_for_successor_of_stopped(pod: &TestPod, before: u32, memory: &Mapped) ->
     wait_until("the next epoch", || memory.fabric().state().epoch() > epoch);
     wait_for_successor(pod, before)
 }
+
+/// Processes of a node that count in a loop, and one that was stopped before the pause.
+#[test]
+fn a_paused_namespace_node_stands_still_as_a_whole_and_survives_managers() {
+    use lupin_fabric::api::{Client, NodeAction};
+    let mut pod = TestPod::new(2, "");
+    agent_script(pod.folder.path(), "node_program", "tree");
+    pod.start();
+    let before = pod.wait_joined(&[1, 1]);
+    let mapped = map(&pod.folder.path().join("pod"));
+    let counters = [mapped.word(0), mapped.word(1)];
+    let moves = |what: &str| {
+        let before = counters.map(|c| c.load(Ordering::Relaxed));
+        wait_until(what, || {
+            let moved =
+                |(c, b): (&&std::sync::atomic::AtomicU64, u64)| c.load(Ordering::Relaxed) > b + 100;
+            counters.iter().zip(before).all(moved)
+        });
+    };
+    moves("both processes to count");
+    let steer =
+        |pod: &TestPod, action| Client::connect(&pod.runtime()).unwrap().steer("n1", action);
+    let told = |pod: &TestPod, kind: EventKind, count: usize| {
+        wait_until(kind.name(), || {
+            let fabric = mapped.fabric();
+            let found = (1..=fabric.state().ring_head()).filter(|seq| {
+                matches!(fabric.read(*seq), RingRead::Event(e) if e.kind == kind && e.node == 1)
+            });
+            found.count() >= count
+        });
+        assert!(pod.status().nodes[0].pid.is_some());
+    };
+    for round in 1..=2 {
+        steer(&pod, NodeAction::Pause {}).unwrap();
+        told(&pod, EventKind::NodePaused, round);
+        let at_pause = counters.map(|c| c.load(Ordering::Relaxed));
+        // Several deadlines, and another manager.
+        std::thread::sleep(Duration::from_millis(700));
+        pod.kill_manager();
+        pod.start();
+        std::thread::sleep(Duration::from_millis(700));
+        let later = counters.map(|c| c.load(Ordering::Relaxed));
+        assert_eq!(at_pause, later, "a store of a paused node");
+        let status = pod.status();
+        assert_eq!(status.nodes[0].state, NodeState::Paused, "{}", pod.log());
+        assert_eq!(status.nodes[0].pid, before.nodes[0].pid);
+        // The new manager has to find it standing before it lets it run.
+        wait_until("the node to be resumed", || {
+            steer(&pod, NodeAction::Resume {}).is_ok()
+        });
+        told(&pod, EventKind::NodeResumed, round);
+        pod.wait_joined(&[1, 1]);
+        moves("both processes to count again");
+    }
+    steer(&pod, NodeAction::Pause {}).unwrap();
+    told(&pod, EventKind::NodePaused, 3);
+    Client::connect(&pod.runtime()).unwrap().kill("n1").unwrap();
+    let after = pod.wait_joined(&[2, 1]);
+    assert_ne!(after.nodes[0].pid, before.nodes[0].pid);
+    // Nothing is left of the first life.
+    let folder = pod.runtime().join("nodes/n1");
+    wait_until("the record to go", || {
+        !folder.join("standstill.json").exists()
+    });
+    pod.signal_manager(libc::SIGTERM);
+    assert_eq!(pod.wait_for_end().code(), Some(0), "{}", pod.log());
+}

@@ -77,7 +77,8 @@ fn vmm_program() {
         Arc::new(AtomicBool::new(false)),
     );
     let (tid_sender, tid) = std::sync::mpsc::channel();
-    let (f, s) = (fenced.clone(), stopped.clone());
+    let paused = Arc::new(AtomicBool::new(false));
+    let (f, s, p) = (fenced.clone(), stopped.clone(), paused.clone());
     std::thread::spawn(move || {
         tid_sender
             .send(nix::unistd::gettid().as_raw() as u32)
@@ -86,6 +87,10 @@ fn vmm_program() {
         section.introduce(generation, 1, 1);
         section.set_state(AgentState::Joined);
         while !f.load(Ordering::Acquire) {
+            if p.load(Ordering::Acquire) {
+                std::thread::yield_now();
+                continue;
+            }
             memory.word(0).fetch_add(1, Ordering::Relaxed);
             section.beat();
         }
@@ -137,6 +142,15 @@ fn vmm_program() {
                     fenced.store(true, Ordering::Release);
                     while !stopped.load(Ordering::Acquire) {}
                     Reply::Fenced { slots: 3, nanos: 7 }
+                }
+                // The first time it takes too long.
+                Request::Pause if !paused.swap(true, Ordering::Release) => Reply::Error {
+                    message: "1 vCPUs have not left the guest yet".into(),
+                },
+                Request::Pause => Reply::Paused,
+                Request::Resume => {
+                    paused.store(false, Ordering::Release);
+                    Reply::Resumed
                 }
                 Request::Quit => exit(ExitStatus::Stopped),
                 Request::Status => Reply::Error {
@@ -272,6 +286,26 @@ fn the_polite_fence_leaves_a_process_that_quits() {
     wait_gone(&instance);
     assert_eq!(instance.exit().cause, Cause::Operator);
     assert_eq!(instance.fence().unwrap().path, FencePath::Exited);
+}
+
+#[test]
+fn a_guest_is_paused_and_resumed_through_its_vmm() {
+    let bench = Bench::new();
+    let instance = bench.start("polite", 1);
+    bench.wait_for_stores();
+    wait_until("the bell", || instance.ring());
+    instance.pause().unwrap();
+    instance.pause().unwrap();
+    // The last store of this simple VMM may be under way.
+    std::thread::sleep(Duration::from_millis(10));
+    bench.check_still();
+    instance.resume().unwrap();
+    bench.wait_for_stores();
+    instance.pause().unwrap();
+    assert_eq!(instance.fence().unwrap().path, FencePath::Memslots);
+    instance.kill();
+    wait_gone(&instance);
+    assert!(instance.pause().is_err());
 }
 
 #[test]

@@ -20,7 +20,6 @@ use std::time::Duration;
 use log::{info, warn};
 use lupin::liveness::{Liveness, NodeLiveness};
 use lupin::lock::{LockError, LockGuard, RecoverableLock};
-use lupin_abi::fabric::NodeState;
 use lupin_abi::layout::GRANULE;
 use lupin_abi::socket::RefusalCode;
 use lupin_abi::system::{MAX_SEGMENT_NAME, Segment, SegmentEntry, SegmentState};
@@ -439,10 +438,7 @@ impl Directory {
     /// Whether stores of a node may still reach the pool: up to the raise of its generation,
     /// and again from its next start on.
     fn may_live(&self, node: NodeId) -> bool {
-        match self.memory.fabric().entry(node).state() {
-            NodeState::Starting | NodeState::Joined | NodeState::Failing => true,
-            NodeState::Absent | NodeState::Restarting | NodeState::Down => false,
-        }
+        self.memory.fabric().entry(node).state().may_store()
     }
 }
 

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use lupin_fabric::vmm_protocol::{ExitStatus, Reply, Request, VmmStatus};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -18,10 +19,15 @@ use crate::control::{Connection, ControlListener, Received};
 use crate::devices::bus::DroppedAccesses;
 use crate::memory::PodSlots;
 use crate::run::outcome::{Outcome, OutcomeSlot};
+use crate::vcpu::gate::Pauser;
 use crate::virtio::block::DiskCounters;
 
 /// Clients served at once: a manager, its backup, and a few people with a shell.
 const MAX_CLIENTS: usize = 16;
+
+/// How long a pause may keep this thread from a fence. A vCPU leaves the guest in microseconds,
+/// unless a device or the host holds it up; then whoever asked asks again.
+const PAUSE_PATIENCE: Duration = Duration::from_millis(50);
 
 /// What the thread works with.
 #[derive(Debug)]
@@ -44,6 +50,8 @@ pub struct FenceThread {
     pub disks: Vec<Arc<DiskCounters>>,
     /// Accesses to pod memory that were dropped.
     pub dropped: Arc<DroppedAccesses>,
+    /// Keeps the vCPUs out of the guest.
+    pub pauser: Pauser,
     /// Where `Quit` is reported.
     pub outcome: Arc<OutcomeSlot>,
 }
@@ -152,6 +160,19 @@ impl FenceThread {
                 };
                 (reply, None)
             }
+            Request::Pause => {
+                let reply = match self.pauser.pause(PAUSE_PATIENCE) {
+                    Ok(()) => Reply::Paused,
+                    Err(inside) => Reply::Error {
+                        message: format!("{inside} vCPUs have not left the guest yet"),
+                    },
+                };
+                (reply, None)
+            }
+            Request::Resume => {
+                self.pauser.resume();
+                (Reply::Resumed, None)
+            }
             Request::Status => {
                 // Relaxed: counts for people.
                 let sum = |count: fn(&DiskCounters) -> &AtomicU64| {
@@ -167,6 +188,7 @@ impl FenceThread {
                     disk_errors: sum(|disk| &disk.errors),
                     disk_bytes_read: sum(|disk| &disk.bytes_read),
                     disk_bytes_written: sum(|disk| &disk.bytes_written),
+                    paused: self.pauser.is_paused(),
                 };
                 (Reply::Status(status), None)
             }

@@ -194,6 +194,7 @@ impl Server {
             doorbells: Arc::default(),
             disks: Vec::new(),
             dropped: Arc::clone(&guest.dropped),
+            pauser: guest.vcpus.pauser(),
             outcome: Arc::clone(&guest.outcome),
         }
         .spawn()
@@ -266,6 +267,54 @@ fn no_store_arrives_after_any_of_many_fences() {
         assert!(guest.vcpus.stop(Duration::from_secs(5)));
     }
     println!("{rounds} fences, the slowest took {slowest} ns");
+}
+
+#[test]
+fn a_paused_guest_stands_still_runs_on_and_can_be_fenced() {
+    let Some(guest) = Looping::start() else {
+        return;
+    };
+    guest.vcpus.start();
+    guest.wait_until_counting();
+    let client = Server::start(&guest).client();
+    let pause = || {
+        // The host may hold up the thread for longer than one request waits.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while client.ask(&Request::Pause) != Reply::Paused {
+            assert!(Instant::now() < deadline, "the guest does not stand still");
+        }
+    };
+    for _ in 0..20 {
+        pause();
+        let stands = guest.counter();
+        thread::sleep(Duration::from_millis(2));
+        assert_eq!(guest.counter(), stands, "a store of a paused guest");
+        assert_eq!(client.ask(&Request::Resume), Reply::Resumed);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while guest.counter() == stands {
+            assert!(Instant::now() < deadline, "the guest does not run on");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    pause();
+    let Reply::Status(status) = client.ask(&Request::Status) else {
+        panic!("no status");
+    };
+    assert!(status.paused && !status.fenced);
+    let Reply::Fenced { slots: 3, .. } = client.ask(&Request::Fence) else {
+        panic!("not fenced");
+    };
+    let at_fence = guest.counter();
+    // Its stores reach nothing when it runs on.
+    assert_eq!(client.ask(&Request::Resume), Reply::Resumed);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while guest.dropped.fenced.load(Ordering::Relaxed) < 10 {
+        assert!(Instant::now() < deadline, "the guest does not go on");
+    }
+    assert_eq!(guest.counter(), at_fence);
+    // And a paused one can be stopped for good.
+    pause();
+    assert!(guest.vcpus.stop(Duration::from_secs(5)));
 }
 
 #[test]

@@ -120,6 +120,14 @@ impl Instance for Life {
         })
     }
 
+    fn pause(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn resume(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     fn quit(&self) {
         self.kill();
     }

@@ -37,6 +37,7 @@ impl PodControl for FakeManager {
             memory: "/demo.pod".into(),
             memory_bytes: 0,
             join_timeout_ms: 1000,
+            newest_event: 0,
             nodes: vec![NodeStatus {
                 id: 3,
                 name: "n3".into(),
@@ -63,6 +64,12 @@ impl PodControl for FakeManager {
 
     fn kill(&self, node: NodeId) -> Result<(), ControlError> {
         self.calls.lock().unwrap().push(format!("kill {node}"));
+        Ok(())
+    }
+
+    fn steer(&self, node: NodeId, action: NodeAction) -> Result<(), ControlError> {
+        let mut calls = self.calls.lock().unwrap();
+        calls.push(format!("{action:?} {node}"));
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use lupin_abi::port::{
 };
 
 use super::CONTROL_SOCKET;
-use super::control::{ControlError, PodStatus};
+use super::control::{ControlError, NodeAction, PodStatus};
 use super::wire::{Reply, Request};
 use crate::agent_link::{ExecMessage, ExecSpec};
 
@@ -91,6 +91,18 @@ impl Client {
     /// See [`ClientError`].
     pub fn kill(&mut self, node: &str) -> Result<(), ClientError> {
         self.send(&Request::Kill { node: node.into() })?;
+        self.done()
+    }
+
+    /// Does something else to a node.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn steer(&mut self, node: &str, action: NodeAction) -> Result<(), ClientError> {
+        self.send(&Request::Steer {
+            node: node.into(),
+            action,
+        })?;
         self.done()
     }
 

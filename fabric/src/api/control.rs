@@ -34,6 +34,14 @@ pub trait PodControl: Send + Sync {
     /// [`ControlError::NoSuchNode`]; [`ControlError::WrongState`] unless the node runs.
     fn kill(&self, node: NodeId) -> Result<(), ControlError>;
 
+    /// Does something to one node. Returns once it is decided, on record and on its way; the events
+    /// tell the rest.
+    ///
+    /// # Errors
+    /// [`ControlError::NoSuchNode`]; [`ControlError::GoingDown`]; [`ControlError::WrongState`]
+    /// with what would be needed; [`ControlError::NotRecorded`], and then nothing was changed.
+    fn steer(&self, node: NodeId, action: NodeAction) -> Result<(), ControlError>;
+
     /// Begins to bring the whole pod down: nodes get `grace` to end by themselves, then they are
     /// ended. Returns at once; the manager process exits when all is done. Idempotent.
     fn down(&self, grace: Duration);
@@ -43,6 +51,30 @@ pub trait PodControl: Send + Sync {
     /// # Errors
     /// [`ControlError::NoSuchNode`]; [`ControlError::WrongState`] if the node has no process.
     fn link(&self, node: NodeId) -> Result<Arc<AgentLink>, ControlError>;
+}
+
+/// What can be done to a node, beside killing it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum NodeAction {
+    /// Stop its virtual CPUs, or all its processes. No heartbeat is expected of it meanwhile: a
+    /// paused node is not a failed one. It must have joined.
+    Pause {},
+    /// Let a paused node run again.
+    Resume {},
+    /// End it in an orderly way and start it again at once, whatever its policy says. For its
+    /// peers this is a failure like any other: its generation is raised once.
+    Restart {
+        /// How long it may take to end by itself, in milliseconds; then it is ended.
+        grace_ms: u64,
+    },
+    /// End it in an orderly way and leave it down.
+    Stop {
+        /// How long it may take to end by itself, in milliseconds; then it is ended.
+        grace_ms: u64,
+    },
+    /// Start a node that is down, or that waits for its time to be started again.
+    Start {},
 }
 
 /// Why a request was refused.
@@ -83,6 +115,12 @@ pub enum ControlError {
         what: String,
         /// The bound.
         limit: usize,
+    },
+    /// What was asked for could not be put on record, so it was not begun.
+    #[error("nothing was changed, because it cannot be put on record: {why}")]
+    NotRecorded {
+        /// What the file system said.
+        why: String,
     },
     /// The request is malformed.
     #[error("bad request: {why}")]
@@ -131,6 +169,10 @@ pub struct PodStatus {
     pub memory_bytes: u64,
     /// How long a node may take to join, in milliseconds.
     pub join_timeout_ms: u64,
+    /// Number of the newest event; 0 if nothing ever happened. What is asked for after this
+    /// snapshot shows in later events.
+    #[serde(default)]
+    pub newest_event: u64,
     /// The nodes of the pod file, by id.
     pub nodes: Vec<NodeStatus>,
 }

@@ -23,7 +23,9 @@ pub mod server;
 pub mod wire;
 
 pub use client::{Client, ClientError};
-pub use control::{ControlError, HeartbeatStatus, NodeStatus, PodControl, PodPhase, PodStatus};
+pub use control::{
+    ControlError, HeartbeatStatus, NodeAction, NodeStatus, PodControl, PodPhase, PodStatus,
+};
 pub use server::Server;
 
 /// Name of the control socket in a pod's runtime folder.

@@ -49,6 +49,9 @@ pub(super) fn serve(
             Ok(Request::Kill { node }) => find(control, &node)
                 .and_then(|node| control.kill(node))
                 .map(|()| Reply::Done {}),
+            Ok(Request::Steer { node, action }) => find(control, &node)
+                .and_then(|node| control.steer(node, action))
+                .map(|()| Reply::Done {}),
             Ok(Request::Down { grace_ms }) => {
                 control.down(Duration::from_millis(grace_ms));
                 Ok(Reply::Done {})

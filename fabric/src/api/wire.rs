@@ -3,7 +3,7 @@
 use lupin_abi::Event;
 use serde::{Deserialize, Serialize};
 
-use super::control::{ControlError, PodStatus};
+use super::control::{ControlError, NodeAction, PodStatus};
 
 /// Longest line, in bytes, the newline included.
 pub const MAX_LINE: usize = 256 << 10;
@@ -18,6 +18,14 @@ pub enum Request {
     Kill {
         /// Id or name.
         node: String,
+    },
+    /// Do something else to a node: `{"steer":{"node":"n2","action":{"pause":{}}}}`. Answer:
+    /// [`Reply::Done`], once it is on its way.
+    Steer {
+        /// Id or name.
+        node: String,
+        /// What.
+        action: NodeAction,
     },
     /// Bring the pod down. Answer: [`Reply::Done`] at once; the manager closes the connection
     /// when it exits, after the last node has ended.

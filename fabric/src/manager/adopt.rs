@@ -6,7 +6,9 @@
 //! | table | record of this generation, process | what is done |
 //! |---|---|---|
 //! | `Starting`, `Joined` | alive | adopted: the node notices nothing |
-//! | `Starting`, `Joined` | dead | a failure like any other |
+//! | `Paused` | alive | adopted, and paused once more |
+//! | `Stopping` | alive | adopted, and asked once more to end |
+//! | any of these | dead | a failure like any other |
 //! | `Starting` | none | no life has begun: started now, with this generation |
 //! | `Failing` | any | fenced, for nobody knows whether it was; then raised |
 //! | `Failing` | of the generation before | fenced and raised already: peers are rung, and on |
@@ -98,7 +100,11 @@ impl Core {
     fn adopt_running(&mut self, id: NodeId, found: Option<&Found>) -> bool {
         let generation = self.recorder.generation(id);
         let state = self.recorder.fabric().entry(id).state();
-        if !matches!(state, NodeState::Starting | NodeState::Joined) {
+        let lives = matches!(
+            state,
+            NodeState::Starting | NodeState::Joined | NodeState::Paused | NodeState::Stopping
+        );
+        if !lives {
             return false;
         }
         let Some((record, instance)) = found
@@ -120,7 +126,29 @@ impl Core {
             node.phase = Phase::Starting;
         }
         self.take_life(id, life);
+        self.go_on(id, generation, state);
         true
+    }
+
+    /// Goes on with what an operator wanted of a life that was adopted.
+    fn go_on(&mut self, id: NodeId, generation: Generation, state: NodeState) {
+        let since_ns = self.recorder.fabric().entry(id).since_ns();
+        match state {
+            NodeState::Joined => {
+                let paused_ns = self.now().saturating_sub(since_ns);
+                self.tell_resumed(id, generation, paused_ns);
+            }
+            NodeState::Paused => self.begin_pause(id, since_ns),
+            NodeState::Stopping => {
+                let intent = self.nodes.get(&id).and_then(|node| node.folder.intent());
+                match intent.filter(|intent| intent.generation == generation) {
+                    Some(intent) => self.order_again(id, &intent),
+                    // Its record is lost; that it was to end is not.
+                    None => self.detected(id, Cause::Operator, Ending::Ran, &[]),
+                }
+            }
+            _ => {}
+        }
     }
 
     /// Goes on with a node that has no life to adopt.
@@ -143,13 +171,15 @@ impl Core {
                 self.keep_remains(id, found);
             }
             NodeState::Restarting | NodeState::Down => self.wait(id, found, now),
-            NodeState::Starting | NodeState::Joined if of_now => {
+            NodeState::Starting | NodeState::Joined | NodeState::Paused | NodeState::Stopping
+                if of_now =>
+            {
                 // It was ours to watch, and died while nobody watched.
                 let exit = self.exit_on_record(id, found.as_ref());
                 self.ended(id, &exit);
             }
             NodeState::Starting if takeover => self.wait(id, found, now),
-            NodeState::Starting | NodeState::Joined => {
+            NodeState::Starting | NodeState::Joined | NodeState::Paused | NodeState::Stopping => {
                 // Without a record: the host went down with the pod.
                 self.ended(id, &Exit::unknown());
             }

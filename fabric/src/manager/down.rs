@@ -6,11 +6,9 @@ use lupin_abi::NodeId;
 use lupin_abi::event::{Cause, EventKind};
 
 use super::backoff::Ending;
+use super::order::{How, POWER_OFF};
 use super::record::Note;
 use super::state::{Core, Effect, Phase, nanos};
-
-/// How much longer than the grace of its processes a node may take: to sync and power off.
-const POWER_OFF: Duration = Duration::from_secs(2);
 
 impl Core {
     /// Begins to bring the pod down. A second request can only shorten the grace.
@@ -42,8 +40,8 @@ impl Core {
                 Phase::Joined(_) if !grace.is_zero() => {
                     self.effects.push(Effect::Shutdown(id, grace));
                 }
-                // Its agent does not listen yet: there is nothing to wait for.
-                Phase::Starting => self.end_now(id),
+                // Its agent does not listen, yet or now: there is nothing to wait for.
+                Phase::Starting | Phase::Paused(_) => self.end_now(id),
                 _ => {}
             }
         }
@@ -53,7 +51,11 @@ impl Core {
     /// The agent of a node cannot be asked.
     pub fn cannot_shut_down(&mut self, id: NodeId, why: &str) {
         log::warn!("node {id} cannot be asked to end ({why}): ending it");
-        self.end_now(id);
+        if self.is_going_down() {
+            self.end_now(id);
+        } else {
+            self.end_ordered(id, How::Unasked);
+        }
     }
 
     /// Ends whoever is left when patience is over.

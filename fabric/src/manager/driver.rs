@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lupin_abi::{Generation, NodeId};
 use nix::errno::Errno;
@@ -117,7 +117,14 @@ impl Driver {
                 Command::Fenced(node, generation, fence) => {
                     self.core.fenced(node, generation, &fence);
                 }
-                Command::LinkUp(node, generation) => self.learn_doorbell(node, generation),
+                Command::LinkUp(node, generation) => {
+                    self.learn_doorbell(node, generation);
+                    self.core.link_up(node, generation);
+                }
+                Command::Paused(node, generation, pause, outcome) => {
+                    self.core.pause_done(node, generation, pause, outcome);
+                }
+                Command::Ask(question) => question(&mut self.core),
             }
         }
     }
@@ -145,6 +152,9 @@ impl Driver {
                         });
                     }
                     Effect::Unlink(node) => self.handle.set_link(node, None),
+                    Effect::Pause(node, generation, instance, pause) => {
+                        self.pause(node, generation, instance, pause);
+                    }
                     Effect::Shutdown(node, grace) => self.shutdown(node, grace),
                 }
             }
@@ -186,6 +196,32 @@ impl Driver {
                 }
                 std::thread::sleep(Duration::from_millis(10));
             }
+        }
+    }
+
+    /// Stopping every thread of a node takes as long as the slowest of them.
+    fn pause(
+        &mut self,
+        node: NodeId,
+        generation: Generation,
+        instance: Arc<dyn Instance>,
+        pause: bool,
+    ) {
+        let handle = self.handle.clone();
+        let work = move || {
+            let begin = Instant::now();
+            let done = if pause {
+                instance.pause()
+            } else {
+                instance.resume()
+            };
+            let outcome = done.map(|()| begin.elapsed()).map_err(|e| e.to_string());
+            handle.send(Command::Paused(node, generation, pause, outcome));
+        };
+        let name = format!("pause-{node}");
+        if let Err(e) = std::thread::Builder::new().name(name).spawn(work) {
+            let outcome = Err(format!("no thread for it: {e}"));
+            self.core.pause_done(node, generation, pause, outcome);
         }
     }
 

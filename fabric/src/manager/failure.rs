@@ -8,6 +8,7 @@
 //! 5. **restart**, or leave down.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use log::Level;
 use lupin_abi::event::{Cause, EventKind, FencePath};
@@ -16,9 +17,11 @@ use lupin_abi::{Generation, NodeId};
 
 use super::backoff::Ending;
 use super::crash;
+use super::order::How;
 use super::record::Note;
 use super::state::{Core, Effect, Failure, Phase, nanos};
 use crate::power::{Exit, Fence, Instance};
+use crate::runtime::Then;
 
 /// How long what is left of a fenced life may take to end by itself.
 const QUIT_BOUND_NS: u64 = 1_000_000_000;
@@ -120,13 +123,7 @@ impl Core {
         self.tell(resumed, EventKind::Rung, id, note(&[rung, took]));
         self.recorder.write_log();
 
-        let delay = if self.is_going_down() {
-            None
-        } else {
-            let now = self.now();
-            let node = self.nodes.get_mut(&id);
-            node.and_then(|node| node.history.decide(&node.spec.restart, ending, now))
-        };
+        let delay = self.delay_of_restart(id, old, ending);
         match delay {
             Some(delay) => {
                 let restarts = self.recorder.count_restart(id);
@@ -145,6 +142,26 @@ impl Core {
         }
         self.dispose(id);
         self.advance(id);
+    }
+
+    /// When a node is started again whose life `old` has ended; `None` if it stays down.
+    fn delay_of_restart(
+        &mut self,
+        id: NodeId,
+        old: Generation,
+        ending: Ending,
+    ) -> Option<Duration> {
+        if self.is_going_down() {
+            return None;
+        }
+        match self.intent(id, old) {
+            Some(Then::Restart) => return Some(Duration::ZERO),
+            Some(Then::Down) => return None,
+            None => {}
+        }
+        let now = self.now();
+        let node = self.nodes.get_mut(&id)?;
+        node.history.decide(&node.spec.restart, ending, now)
     }
 
     /// Tells an event once: with `resumed`, only if the ring does not hold it.
@@ -213,13 +230,17 @@ impl Core {
     pub fn kill(&mut self, id: NodeId) -> bool {
         let runs = self.running(id).is_some();
         if runs {
-            self.detected(id, Cause::Operator, Ending::Ran, &[]);
+            let evidence = [How::Killed as u64, 0];
+            self.detected(id, Cause::Operator, Ending::Ran, &evidence);
         }
         runs
     }
 
     /// A running life ended by itself.
     pub fn ended(&mut self, id: NodeId, exit: &Exit) {
+        if self.obeyed(id, exit) {
+            return;
+        }
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };

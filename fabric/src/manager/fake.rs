@@ -57,6 +57,7 @@ struct Process {
     generation: Generation,
     life: Life,
     fenced: bool,
+    paused: bool,
     exit: Exit,
 }
 
@@ -69,6 +70,8 @@ struct State {
     polite: bool,
     /// A VMM that was told to quit does.
     obedient: bool,
+    /// Nodes cannot be paused, or resumed.
+    stiff: bool,
 }
 
 pub(super) struct World {
@@ -127,6 +130,18 @@ impl World {
         (state.polite, state.obedient) = (polite, obedient);
     }
 
+    /// Whether nodes can neither be paused nor resumed.
+    pub fn set_stiff(&self, stiff: bool) {
+        self.state().stiff = stiff;
+    }
+
+    /// Whether the running life of a node stands still.
+    pub fn stands(&self, node: u32) -> bool {
+        let state = self.state();
+        let mut lives = state.processes.values();
+        lives.any(|p| p.node == id(node) && p.life == Life::Running && p.paused)
+    }
+
     /// From now on the node cannot be started; `permanent` if that will not change.
     pub fn refuse(&self, node: u32, permanent: bool) {
         self.state().refuse.insert(id(node), permanent);
@@ -159,7 +174,7 @@ impl World {
     /// One heartbeat of every running node but some.
     pub fn beat_all_but(&self, silent: &[u32]) {
         for (node, _) in self.running() {
-            if !silent.contains(&node.get()) {
+            if !silent.contains(&node.get()) && !self.stands(node.get()) {
                 self.memory.node(node).unwrap().beat();
             }
         }
@@ -236,6 +251,16 @@ impl FakeInstance {
     }
 }
 
+impl FakeInstance {
+    fn set_paused(&self, paused: bool) -> io::Result<()> {
+        if self.world.state().stiff {
+            return Err(io::Error::other("stiff"));
+        }
+        self.with(|process| process.paused = paused);
+        Ok(())
+    }
+}
+
 struct FakePower(Arc<World>);
 
 impl PowerControl for FakePower {
@@ -253,6 +278,7 @@ impl PowerControl for FakePower {
             generation: request.generation,
             life: Life::Held,
             fenced: false,
+            paused: false,
             exit: Exit::unknown(),
         };
         state.processes.insert(pid, process);
@@ -361,6 +387,14 @@ impl Instance for FakeInstance {
             nanos: 5,
             slots: 3,
         })
+    }
+
+    fn pause(&self) -> io::Result<()> {
+        self.set_paused(true)
+    }
+
+    fn resume(&self) -> io::Result<()> {
+        self.set_paused(false)
     }
 
     fn quit(&self) {
@@ -477,9 +511,27 @@ impl FakeManager {
                         self.core.fenced(node, generation, &fence);
                     }
                     Effect::Watch(node, instance) => self.watched.push((node, instance)),
-                    Effect::Link(..) | Effect::Unlink(..) => {}
+                    Effect::Pause(node, generation, instance, pause) => {
+                        crash::point("pause");
+                        let done = if pause {
+                            instance.pause()
+                        } else {
+                            instance.resume()
+                        };
+                        let outcome = done.map(|()| Duration::ZERO).map_err(|e| e.to_string());
+                        self.core.pause_done(node, generation, pause, outcome);
+                    }
+                    Effect::Link(node, generation, _) => {
+                        if self.agents != Agents::Unreachable {
+                            self.core.link_up(node, generation);
+                        }
+                    }
+                    Effect::Unlink(..) => {}
                     Effect::Shutdown(node, _) => match self.agents {
-                        Agents::Obey => self.world.die(node.get(), Cause::GuestPowerOff),
+                        Agents::Obey => {
+                            crash::point("shutdown");
+                            self.world.die(node.get(), Cause::GuestPowerOff);
+                        }
                         Agents::Ignore => {}
                         Agents::Unreachable => self.core.cannot_shut_down(node, "no agent"),
                     },

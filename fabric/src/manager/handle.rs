@@ -13,7 +13,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::judge::Standing;
 use super::state::{Core, Phase};
 use crate::agent_link::AgentLink;
-use crate::api::{ControlError, HeartbeatStatus, NodeStatus, PodControl, PodPhase, PodStatus};
+use crate::api::{
+    ControlError, HeartbeatStatus, NodeAction, NodeStatus, PodControl, PodPhase, PodStatus,
+};
 use crate::memory::PodMemory;
 use crate::podfile::Pod;
 use crate::power::Fence;
@@ -25,7 +27,17 @@ pub(super) enum Command {
     Down(Duration),
     Fenced(NodeId, Generation, Fence),
     LinkUp(NodeId, Generation),
+    /// A node stands (`true`) or runs again, after so long; or why not.
+    Paused(NodeId, Generation, bool, Result<Duration, String>),
+    /// What an operator asks; the answer goes its own way.
+    Ask(Question),
 }
+
+/// A question to the manager's thread.
+pub(super) type Question = Box<dyn FnOnce(&mut Core) + Send>;
+
+/// How long the manager's thread may take to answer.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is known of a node beside the generation table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -133,6 +145,23 @@ impl ManagerHandle {
         lock(&self.links).get(&node).cloned()
     }
 
+    /// Asks the manager's thread, which decides about one thing at a time.
+    fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Core) -> Result<T, ControlError> + Send + 'static,
+    ) -> Result<T, ControlError> {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.send(Command::Ask(Box::new(move |core| {
+            let _ = sender.send(question(core));
+        })));
+        receiver.recv_timeout(ANSWER_PATIENCE).unwrap_or_else(|_| {
+            Err(ControlError::Internal {
+                why: "it is ending, or did not answer in time; the events tell what happened"
+                    .into(),
+            })
+        })
+    }
+
     fn check(&self, node: NodeId) -> Result<NodeState, ControlError> {
         match self.pod.node(node) {
             Some(_) => Ok(self.memory.fabric().entry(node).state()),
@@ -189,6 +218,7 @@ impl PodControl for ManagerHandle {
             pod_file: self.pod.file.clone(),
             memory: self.pod.memory.path.clone(),
             memory_bytes: self.memory.header().total_size(),
+            newest_event: self.memory.fabric().state().ring_head(),
             join_timeout_ms: self.pod.heartbeat.join_timeout.as_millis() as u64,
             nodes: nodes.collect(),
         }
@@ -203,7 +233,7 @@ impl PodControl for ManagerHandle {
         if self.view().going_down {
             return Err(ControlError::GoingDown);
         }
-        if !matches!(state, NodeState::Starting | NodeState::Joined) {
+        if !state.may_store() || state == NodeState::Failing {
             return Err(ControlError::WrongState {
                 node: node.get(),
                 state,
@@ -214,12 +244,23 @@ impl PodControl for ManagerHandle {
         Ok(())
     }
 
+    fn steer(&self, node: NodeId, action: NodeAction) -> Result<(), ControlError> {
+        self.ask(move |core| core.steer(node, action))
+    }
+
     fn down(&self, grace: Duration) {
         self.send(Command::Down(grace));
     }
 
     fn link(&self, node: NodeId) -> Result<Arc<AgentLink>, ControlError> {
         let state = self.check(node)?;
+        if state == NodeState::Paused {
+            return Err(ControlError::WrongState {
+                node: node.get(),
+                state,
+                why: "its agent cannot answer; resume it first".into(),
+            });
+        }
         self.link_of(node).ok_or_else(|| ControlError::WrongState {
             node: node.get(),
             state,

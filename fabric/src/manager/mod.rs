@@ -9,6 +9,8 @@
 //! | `state` | the states of nodes and what is known of them |
 //! | `start`, `failure`, `down` | the transitions: a life begins, fails, ends with the pod |
 //! | `adopt` | taking charge of a pod whose manager died |
+//! | `pause` | a node stands still, and runs again |
+//! | `order` | one node is ended on request, and what comes then; or started |
 //! | `watch`, `judge` | the look at every node, and the judgement on its heartbeat |
 //! | `backoff` | when a node is started again |
 //! | `record` | every store to the fabric section |
@@ -23,6 +25,8 @@ mod driver;
 mod failure;
 mod handle;
 pub(crate) mod judge;
+mod order;
+mod pause;
 mod record;
 mod start;
 mod state;
@@ -243,5 +247,7 @@ fn io_failed<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Mana
 mod fake;
 #[cfg(test)]
 mod manager_test;
+#[cfg(test)]
+mod steer_test;
 #[cfg(test)]
 mod takeover_test;

@@ -144,16 +144,37 @@ impl Recorder {
         self.log(Level::Info, line);
     }
 
+    /// The kind of the newest event in the ring about that life that is of one of these kinds.
+    pub fn last_of(
+        &self,
+        kinds: &[EventKind],
+        node: NodeId,
+        generation: Generation,
+    ) -> Option<EventKind> {
+        self.newest_first().find_map(|event| {
+            let found = event.node == node.get()
+                && event.generation == generation
+                && kinds.contains(&event.kind);
+            found.then_some(event.kind)
+        })
+    }
+
+    /// Every event that the ring holds.
+    fn newest_first(&self) -> impl Iterator<Item = Event> + '_ {
+        let head = self.fabric().state().ring_head();
+        let oldest = head.saturating_sub(RING_SLOTS as u64 - 2).max(1);
+        let read = move |seq| match self.fabric().read(seq) {
+            RingRead::Event(event) => Some(event),
+            _ => None,
+        };
+        (oldest..=head).rev().filter_map(read)
+    }
+
     /// Whether the ring holds an event of this kind about the failure of that life. For a manager
     /// that goes on where another one died: each step of a failure shall be told once.
     pub fn has(&self, kind: EventKind, node: NodeId, failed: Generation) -> bool {
-        let head = self.fabric().state().ring_head();
-        let oldest = head.saturating_sub(RING_SLOTS as u64 - 2).max(1);
-        (oldest..=head).rev().any(|seq| {
-            matches!(self.fabric().read(seq), RingRead::Event(event)
-                if event.kind == kind
-                    && event.node == node.get()
-                    && event.old_generation == failed)
+        self.newest_first().any(|event| {
+            event.kind == kind && event.node == node.get() && event.old_generation == failed
         })
     }
 }
@@ -181,6 +202,8 @@ fn more(kind: EventKind, note: &Note) -> String {
         EventKind::GenerationRaised => format!(" from {}", note.old),
         EventKind::Rung => format!(": {first} nodes in {:?}", micros(second)),
         EventKind::NodeRestarting => format!(" in {first} ms"),
+        EventKind::NodePaused | EventKind::NodeResumed => format!(" after {:?}", micros(first)),
+        EventKind::NodeStopping => format!(": it has {first} ms"),
         _ => String::new(),
     }
 }

@@ -13,6 +13,9 @@
 //!     +--- restart ---------- (policy) -----> Down
 //! ```
 //!
+//! On the way a joined node may be paused and resumed ([`pause`](super::pause)), and a running one
+//! may be asked to end ([`order`](super::order)): both are states in which it can fail.
+//!
 //! Every state is in the generation table as well, and written there before anything that
 //! follows from it is done: whoever takes over reads there how far the manager had come.
 //!
@@ -30,6 +33,8 @@ use lupin_abi::{Cause, Generation, NodeId};
 use super::Clock;
 use super::backoff::{Ending, History};
 use super::judge::Judge;
+use super::order::Order;
+use super::pause::Pause;
 use super::record::Recorder;
 use crate::memory::PodMemory;
 use crate::podfile::{Backend, Node, Pod};
@@ -64,6 +69,9 @@ pub(super) enum Effect {
     Link(NodeId, Generation, PathBuf),
     /// Close the connection to the agent.
     Unlink(NodeId),
+    /// Pause (`true`) or resume this life in the background and report to
+    /// [`Core::pause_done`](super::Core::pause_done).
+    Pause(NodeId, Generation, Arc<dyn Instance>, bool),
     /// Ask the agent to end its node within this time; report failure to
     /// [`Core::cannot_shut_down`](super::Core::cannot_shut_down).
     Shutdown(NodeId, Duration),
@@ -77,6 +85,10 @@ pub(super) enum Phase {
     Starting,
     /// It uses pod memory.
     Joined(Judge),
+    /// It stands still, or is about to, or is about to run again.
+    Paused(Pause),
+    /// It was asked to end.
+    Ordered(Order),
     /// Its agent says that it is ending the node; so many nanoseconds of the clock are left to it.
     Stopping { until_ns: u64 },
     /// Being fenced.
@@ -192,7 +204,11 @@ impl Core {
         let node = self.nodes.get(&id)?;
         matches!(
             node.phase,
-            Phase::Starting | Phase::Joined(_) | Phase::Stopping { .. }
+            Phase::Starting
+                | Phase::Joined(_)
+                | Phase::Paused(_)
+                | Phase::Ordered(_)
+                | Phase::Stopping { .. }
         )
         .then_some(node.life.as_ref())?
     }

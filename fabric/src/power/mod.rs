@@ -98,6 +98,19 @@ pub trait Instance: Send + Sync {
     /// and tries again.
     fn fence(&self) -> io::Result<Fence>;
 
+    /// Makes all code of the node stand still; when it returns, it does. For a thread of its own:
+    /// it may take seconds, but is bounded. Idempotent, also across managers.
+    ///
+    /// # Errors
+    /// If something of the node may still run. The caller calls [`resume`](Self::resume) then.
+    fn pause(&self) -> io::Result<()>;
+
+    /// Lets the node run on, as before the pause. For a thread of its own, bounded, idempotent.
+    ///
+    /// # Errors
+    /// If something of the node may still stand. The caller tries again.
+    fn resume(&self) -> io::Result<()>;
+
     /// Asks what is left after the fence to end. Never blocks.
     fn quit(&self);
 

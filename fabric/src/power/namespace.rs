@@ -5,6 +5,8 @@
 //! every process of the namespace; the kernel does not let it become a zombie, and so its pidfd
 //! readable, before all of them are gone. That makes the kill a fence.
 
+mod standstill;
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -23,7 +25,7 @@ use super::{
     Exit, Fence, Instance, PowerControl, Prepared, StartError, StartRequest, kill_and_wait,
 };
 use crate::namespace_init;
-use crate::runtime::NodeRecord;
+use crate::runtime::{NodeFolder, NodeRecord};
 use crate::sys::process::{Ended, Process, ProcessName};
 use crate::sys::spawn::{Held, Program, hold};
 use crate::sys::threads::{self, ThreadTimes};
@@ -60,6 +62,7 @@ impl PowerControl for NamespacePower {
                 permanent: true,
             });
         }
+        standstill::forget(request.folder);
         let failed = |action: &str, e: &dyn std::fmt::Display| StartError {
             message: format!("cannot {action}: {e}"),
             permanent: false,
@@ -114,18 +117,20 @@ impl PowerControl for NamespacePower {
             held,
             doorbell: doorbell.into(),
             init: self.init.clone(),
+            folder: request.folder.clone(),
         }))
     }
 
     fn adopt(
         &self,
-        _request: &StartRequest<'_>,
+        request: &StartRequest<'_>,
         record: &NodeRecord,
     ) -> io::Result<Option<Arc<dyn Instance>>> {
         let found = Process::find(record.process)?;
         Ok(found.map(|process| {
+            let folder = request.folder.clone();
             let instance: Arc<dyn Instance> =
-                Arc::new(NamespaceInstance::new(process, OnceLock::new()));
+                Arc::new(NamespaceInstance::new(process, OnceLock::new(), folder));
             instance
         }))
     }
@@ -136,6 +141,7 @@ struct PreparedNamespace {
     held: Held,
     doorbell: OwnedFd,
     init: PathBuf,
+    folder: NodeFolder,
 }
 
 impl Prepared for PreparedNamespace {
@@ -149,7 +155,8 @@ impl Prepared for PreparedNamespace {
             .release()
             .map_err(|e| StartError::of_program(&self.init, &e))?;
         let doorbell = OnceLock::from(self.doorbell);
-        Ok(Arc::new(NamespaceInstance::new(process, doorbell)))
+        let instance = NamespaceInstance::new(process, doorbell, self.folder);
+        Ok(Arc::new(instance))
     }
 }
 
@@ -157,6 +164,7 @@ impl Prepared for PreparedNamespace {
 #[derive(Debug)]
 struct NamespaceInstance {
     process: Process,
+    folder: NodeFolder,
     /// An eventfd. After a take-over it comes from the agent.
     doorbell: OnceLock<OwnedFd>,
     ended: OnceLock<Option<Ended>>,
@@ -166,11 +174,12 @@ struct NamespaceInstance {
 }
 
 impl NamespaceInstance {
-    fn new(process: Process, doorbell: OnceLock<OwnedFd>) -> Self {
+    fn new(process: Process, doorbell: OnceLock<OwnedFd>, folder: NodeFolder) -> Self {
         // Only time is lost without it.
         let mounts = File::open(format!("/proc/{}/ns/mnt", process.name().pid)).ok();
         Self {
             process,
+            folder,
             doorbell,
             ended: OnceLock::new(),
             _mounts: mounts,
@@ -206,6 +215,14 @@ impl Instance for NamespaceInstance {
         })
     }
 
+    fn pause(&self) -> io::Result<()> {
+        standstill::pause(self.process.name().pid, &self.folder)
+    }
+
+    fn resume(&self) -> io::Result<()> {
+        standstill::resume(self.process.name().pid, &self.folder)
+    }
+
     fn quit(&self) {
         self.kill();
     }
@@ -228,6 +245,7 @@ impl Instance for NamespaceInstance {
     }
 
     fn exit(&self) -> Exit {
+        standstill::forget(&self.folder);
         let ended = *self.ended.get_or_init(|| self.process.reap());
         let exit = Exit::of_process(ended);
         match ended {

@@ -34,6 +34,8 @@ use control::Control;
 const HELLO_PAUSE: Duration = Duration::from_millis(20);
 /// How long one answer to a hello may take.
 const HELLO_BOUND: Duration = Duration::from_secs(2);
+/// How long all vCPUs together may take to leave the guest, or to enter it.
+const MOVE_BOUND: Duration = Duration::from_secs(5);
 
 /// Starts KVM nodes.
 #[derive(Clone, Debug)]
@@ -294,6 +296,25 @@ impl VmmInstance {
         true
     }
 
+    /// Asks for something until it is done or [`MOVE_BOUND`] is over.
+    fn move_to(&self, request: &Request, done: &Reply) -> io::Result<()> {
+        let until = Instant::now() + MOVE_BOUND;
+        loop {
+            let answer = Control::connect(&self.folder.control_socket())
+                .and_then(|control| control.ask(request, HELLO_BOUND));
+            let error = match answer {
+                Ok((reply, _)) if reply == *done => return Ok(()),
+                Ok((Reply::Error { message }, _)) => io::Error::other(message),
+                Ok((other, _)) => io::Error::other(format!("the VMM answers {other:?}")),
+                Err(e) => e,
+            };
+            if self.process.is_gone() || Instant::now() >= until {
+                return Err(error);
+            }
+            std::thread::sleep(HELLO_PAUSE);
+        }
+    }
+
     /// The polite fence.
     fn delete_memslots(&self) -> io::Result<u32> {
         let control = Control::connect(&self.folder.control_socket())?;
@@ -340,6 +361,14 @@ impl Instance for VmmInstance {
             nanos: begin.elapsed().as_nanos() as u64,
             slots,
         })
+    }
+
+    fn pause(&self) -> io::Result<()> {
+        self.move_to(&Request::Pause, &Reply::Paused)
+    }
+
+    fn resume(&self) -> io::Result<()> {
+        self.move_to(&Request::Resume, &Reply::Resumed)
     }
 
     fn quit(&self) {

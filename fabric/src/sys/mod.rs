@@ -6,4 +6,5 @@ pub mod priority;
 pub mod process;
 pub mod spawn;
 pub mod threads;
+pub mod tree;
 pub mod usage;

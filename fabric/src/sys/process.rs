@@ -100,12 +100,20 @@ impl Process {
     /// # Errors
     /// Of `pidfd_send_signal`.
     pub fn kill(&self) -> io::Result<()> {
+        self.signal(libc::SIGKILL)
+    }
+
+    /// Sends a signal. A process that is gone already is no error.
+    ///
+    /// # Errors
+    /// Of `pidfd_send_signal`.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
         // SAFETY: plain system call on a descriptor that `self` owns; a null siginfo is allowed.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_pidfd_send_signal,
                 self.pidfd.as_raw_fd(),
-                libc::SIGKILL,
+                signal,
                 std::ptr::null::<libc::siginfo_t>(),
                 0,
             )

@@ -19,7 +19,8 @@ use lupin_fabric::api::{Client, PodStatus};
 
 /// Arguments of the agent that the node program stands for.
 const ARGS: &str = "LUPIN_TEST_NODE";
-/// What the node program does: `beat`, `store` (both itself and a child store counters).
+/// What the node program does: `beat`, `store` (both itself and a child store counters), `tree`
+/// (it beats, and a child and a grandchild of node 1 count).
 pub const MODE: &str = "LUPIN_TEST_MODE";
 /// How long anything may take on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -124,6 +125,10 @@ pub fn node_program() {
     if mode == "child" {
         store_for_ever(memory.word(1));
     }
+    if mode == "branch" {
+        node_child("child");
+        store_for_ever(memory.word(0));
+    }
     assert_eq!(
         std::process::id(),
         1,
@@ -134,17 +139,25 @@ pub fn node_program() {
     section.set_state(AgentState::Joined);
     if mode == "store" {
         // Both the first process and one that it starts; the child is found by its own pid.
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "node_program", "--ignored", "--nocapture"])
-            .env(MODE, "child")
-            .spawn();
-        println!("child {:?}", child.unwrap().id());
+        println!("child {:?}", node_child("child").id());
         store_for_ever(memory.word(0));
+    }
+    if mode == "tree" && flag("--node") == 1 {
+        node_child("branch");
     }
     loop {
         section.beat();
         std::thread::sleep(Duration::from_millis(8));
     }
+}
+
+/// Another process of the node.
+fn node_child(mode: &str) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "node_program", "--ignored", "--nocapture"])
+        .env(MODE, mode)
+        .spawn()
+        .unwrap()
 }
 
 fn store_for_ever(word: &AtomicU64) -> ! {

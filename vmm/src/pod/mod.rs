@@ -12,6 +12,7 @@ mod exec;
 mod place;
 mod ps;
 mod record;
+mod steer;
 mod text;
 mod timeline;
 mod up;
@@ -48,6 +49,20 @@ enum PodCommand {
     Ps(PsArgs),
     Events(EventsArgs),
     Kill(KillArgs),
+    /// Makes a node stand still: its virtual CPUs, or all its processes. That is no failure: no
+    /// heartbeat is expected of it until it is resumed. It can be killed meanwhile.
+    Pause(NodeArgs),
+    /// Lets a paused node run on.
+    Resume(NodeArgs),
+    /// Ends a node in an orderly way and starts it again, whatever its restart policy says.
+    ///
+    /// For its peers this is a failure: its generation is raised once. A node that does not end in
+    /// the time that it has is fenced, as with kill.
+    Restart(EndArgs),
+    /// Ends a node in an orderly way and leaves it down, whatever its restart policy says.
+    Stop(EndArgs),
+    /// Starts a node that is down, or that waits for its time to be started again.
+    Start(NodeArgs),
     Exec(ExecArgs),
     Console(ConsoleArgs),
 }
@@ -124,6 +139,31 @@ struct KillArgs {
     pod: OsString,
     /// Node id or name.
     node: String,
+}
+
+/// One node, and how long to wait for it.
+#[derive(Debug, Args)]
+struct NodeArgs {
+    /// Pod file or name.
+    pod: OsString,
+    /// Node id or name.
+    node: String,
+    /// Return as soon as the manager has begun.
+    #[arg(long)]
+    no_wait: bool,
+    /// How long to wait until it is done, at most.
+    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = parse_duration)]
+    timeout: Duration,
+}
+
+/// One node that is to end.
+#[derive(Debug, Args)]
+struct EndArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// How long it may take to end by itself; with 0 it is fenced at once.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
+    grace: Duration,
 }
 
 /// Runs a command inside a node.
@@ -251,6 +291,11 @@ pub fn run(args: &PodArgs) -> i32 {
         PodCommand::Ps(args) => ps::ps(base, args),
         PodCommand::Events(args) => events::events(base, args),
         PodCommand::Kill(args) => kill(base, args),
+        PodCommand::Pause(args) => steer::pause(base, args),
+        PodCommand::Resume(args) => steer::resume(base, args),
+        PodCommand::Restart(args) => steer::restart(base, args),
+        PodCommand::Stop(args) => steer::stop(base, args),
+        PodCommand::Start(args) => steer::start(base, args),
         PodCommand::Exec(args) => exec::exec(base, args),
         PodCommand::Console(args) => console::console(base, args),
     };

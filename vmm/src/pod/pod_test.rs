@@ -6,7 +6,9 @@ use lupin_abi::fabric::{FabricSection, NodeState};
 use lupin_abi::layout::FABRIC_SIZE;
 use lupin_abi::{Event, NodeId};
 use lupin_fabric::agent_link::AgentLink;
-use lupin_fabric::api::{CONTROL_SOCKET, NodeStatus, PodControl, PodPhase, PodStatus, Server};
+use lupin_fabric::api::{
+    CONTROL_SOCKET, NodeAction, NodeStatus, PodControl, PodPhase, PodStatus, Server,
+};
 
 use super::*;
 
@@ -53,6 +55,7 @@ impl PodControl for FakeManager {
             memory: "/demo.pod".into(),
             memory_bytes: 2 << 30,
             join_timeout_ms: 1000,
+            newest_event: 0,
             nodes: vec![node(1), node(2)],
         }
     }
@@ -70,6 +73,12 @@ impl PodControl for FakeManager {
             });
         }
         self.asked.lock().unwrap().push(format!("kill {node}"));
+        Ok(())
+    }
+
+    fn steer(&self, node: NodeId, action: NodeAction) -> Result<(), ControlError> {
+        let mut asked = self.asked.lock().unwrap();
+        asked.push(format!("{action:?} {node}"));
         Ok(())
     }
 

@@ -65,6 +65,17 @@ pub(super) fn words(event: &Event, name: &str) -> String {
         EventKind::NodeAdopted => {
             format!("{name} taken over as it runs: generation {generation} (process {first})")
         }
+        EventKind::NodePaused => format!("{name} paused in {}", span(first)),
+        EventKind::NodeResumed => format!("{name} runs on after a pause of {}", span(first)),
+        EventKind::NodeStopping => {
+            let then = match second {
+                1 => "to be started again",
+                2 => "to stay down",
+                _ => "in a way that this version does not know",
+            };
+            let grace = span(first.saturating_mul(1_000_000));
+            format!("{name} was asked to end within {grace}, {then}")
+        }
         EventKind::JoinTimeout => format!("{name} did not join within {}", span(first)),
     }
 }
@@ -89,7 +100,12 @@ fn cause(event: &Event) -> String {
             span(second),
             span(third)
         ),
-        Cause::Operator => "an operator killed it".into(),
+        Cause::Operator => match first {
+            1 => format!("it ended as it was asked to, after {}", span(second)),
+            2 => format!("it was asked to end and did not within {}", span(second)),
+            3 => "an operator wants it to end, and it could not be asked".into(),
+            _ => "an operator killed it".into(),
+        },
         Cause::NeverJoined => "it was started but never joined".into(),
         Cause::PodDown => "the pod is going down".into(),
         Cause::StartFailed => format!("it could not be started (status {first})"),

@@ -103,7 +103,8 @@ pub(super) fn up(base: &Path, args: &UpArgs) -> Result<i32, Failure> {
     let mut pod = first;
     loop {
         let all_told = progress.tell(&pod);
-        let joined = |node: &NodeStatus| node.state == NodeState::Joined;
+        let joined =
+            |node: &NodeStatus| matches!(node.state, NodeState::Joined | NodeState::Paused);
         if all_told && pod.nodes.iter().all(joined) {
             eprintln!(
                 "pod {} is up: {} in {}",
@@ -307,7 +308,7 @@ impl Progress {
         pod.nodes
             .iter()
             .filter(|node| match node.state {
-                NodeState::Joined => false,
+                NodeState::Joined | NodeState::Paused => false,
                 NodeState::Down => true,
                 _ => {
                     let began = self.began.get(&node.id).copied().unwrap_or_default();
@@ -337,6 +338,8 @@ fn news(node: &NodeStatus) -> Option<String> {
         NodeState::Failing => format!("{name} failed: {cause}"),
         NodeState::Restarting => format!("{name} failed ({cause}) and will be started again"),
         NodeState::Down => format!("{name} is down ({cause})"),
+        NodeState::Paused => format!("{name} is paused{pid}"),
+        NodeState::Stopping => format!("{name} was asked to end{pid}"),
     })
 }
 

@@ -156,6 +156,7 @@ impl Machine {
                 doorbells,
                 disks: disk_counters,
                 dropped,
+                pauser: vcpus.pauser(),
                 outcome: Arc::clone(outcome),
             }
             .spawn()

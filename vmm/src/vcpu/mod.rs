@@ -7,9 +7,11 @@
 //!            │               └──► PowerOff, Reset ─┼─► outcome
 //!   EINTR, EAGAIN ──► asked to stop? ── no ────────┘
 //!            │                      └── yes ──► thread ends
+//!            │      or to pause? ─── yes ──► waits at the gate
 //!   shutdown, internal error ──► outcome
 //! ```
 
+pub mod gate;
 pub mod kick;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,6 +31,7 @@ use lupin_fabric::vmm_protocol::ExitStatus;
 use crate::devices::{Action, ExitHandler};
 use crate::run::options::{KeyValues, OptionError};
 use crate::run::outcome::{Outcome, OutcomeSlot};
+use gate::{Gate, Pauser};
 use kick::KickHandle;
 
 /// Most vCPUs of a guest: 8-bit APIC ids, 255 is the broadcast.
@@ -66,6 +69,7 @@ pub struct Vcpus {
     threads: Vec<(Arc<KickHandle>, JoinHandle<()>)>,
     stop: Arc<AtomicBool>,
     start: Arc<Barrier>,
+    gate: Arc<Gate>,
     tids: Vec<u32>,
 }
 
@@ -83,6 +87,7 @@ impl Vcpus {
         kick::install_signal_handler()?;
         let stop = Arc::new(AtomicBool::new(false));
         let start = Arc::new(Barrier::new(fds.len() + 1));
+        let gate = Arc::new(Gate::default());
         let mut threads = Vec::new();
         let mut tids = Vec::new();
         for (index, fd) in fds.into_iter().enumerate() {
@@ -92,6 +97,7 @@ impl Vcpus {
                 handler: Arc::clone(handler),
                 outcome: Arc::clone(outcome),
                 stop: Arc::clone(&stop),
+                gate: Arc::clone(&gate),
             };
             let kick = Arc::new(KickHandle::default());
             let (theirs, start) = (Arc::clone(&kick), Arc::clone(&start));
@@ -110,6 +116,7 @@ impl Vcpus {
             threads,
             stop,
             start,
+            gate,
             tids,
         })
     }
@@ -117,6 +124,18 @@ impl Vcpus {
     /// Kernel thread ids, by vCPU index.
     pub fn tids(&self) -> &[u32] {
         &self.tids
+    }
+
+    /// What pauses and resumes them.
+    pub fn pauser(&self) -> Pauser {
+        Pauser {
+            gate: Arc::clone(&self.gate),
+            kicks: self
+                .threads
+                .iter()
+                .map(|(kick, _)| Arc::clone(kick))
+                .collect(),
+        }
     }
 
     /// Lets the guest run.
@@ -129,6 +148,7 @@ impl Vcpus {
     pub fn stop(self, patience: Duration) -> bool {
         // Release: pairs with the Acquire in the threads, see `kick`.
         self.stop.store(true, Ordering::Release);
+        self.gate.wake();
         let deadline = Instant::now() + patience;
         loop {
             let mut running = 0;
@@ -161,6 +181,7 @@ struct Vcpu {
     handler: Arc<dyn ExitHandler>,
     outcome: Arc<OutcomeSlot>,
     stop: Arc<AtomicBool>,
+    gate: Arc<Gate>,
 }
 
 /// What one return from KVM_RUN means for the loop.
@@ -178,6 +199,7 @@ impl Vcpu {
             let _registered = kick.register(&mut self.fd);
             self.run()
         }));
+        self.gate.leave();
         match result {
             Ok(None) => {}
             Ok(Some(outcome)) => self.outcome.report(outcome),
@@ -258,6 +280,9 @@ impl Vcpu {
             // EINTR: kicked, or any other signal. EAGAIN: waiting for its SIPI. Both normal.
             libc::EINTR | libc::EAGAIN => {
                 kick::clear(&mut self.fd);
+                if self.gate.pass(&self.stop) {
+                    self.tell_guest_of_pause();
+                }
                 if self.stop.load(Ordering::Acquire) {
                     Step::Stop
                 } else {
@@ -279,6 +304,17 @@ impl Vcpu {
                     process::id()
                 ),
             )),
+        }
+    }
+
+    /// The guest's watchdogs shall not take the pause for a lockup. A guest without kvmclock
+    /// cannot be told.
+    fn tell_guest_of_pause(&self) {
+        if let Err(e) = self.fd.kvmclock_ctrl() {
+            log::debug!(
+                "vCPU {}: the guest is not told of its pause: {e}",
+                self.index
+            );
         }
     }
 
