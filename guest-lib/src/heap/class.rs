@@ -35,7 +35,7 @@ pub(super) struct Geometry {
     /// Where the first one lies, in bytes from the start of the span.
     pub(super) first: u32,
     /// 2^32 / size, rounded up: divides by a multiplication.
-    reciprocal: u32,
+    pub(super) reciprocal: u32,
 }
 
 const GEOMETRY: [Geometry; CLASSES] = {

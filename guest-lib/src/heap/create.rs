@@ -2,6 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
+use std::time::Instant;
 
 use lupin_abi::InstanceId;
 
@@ -14,6 +15,7 @@ use crate::log::checksum;
 use crate::mem::{cas64, load64, store64};
 use crate::seal::{Seal, Unsealed};
 use crate::shm::Mapping;
+use crate::wait::deadline_after;
 
 /// What a heap consists of. It fills the memory that it is given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +92,34 @@ impl<'m> Heap<'m> {
         // Release: whoever sees the seal sees the heap.
         store64(&header.seal, checksum(fields), Ordering::Release);
         Self::view(memory, places, buddy)
+    }
+
+    /// Opens the heap in `memory`, or creates it: for programs of which any may come first. Waits
+    /// up to `patience` for a creator that lives, and takes over from one that dies.
+    ///
+    /// # Errors
+    /// Those of [`create`](Self::create), but for `Exists`, and of [`open`](Self::open), but for
+    /// `Unfinished`.
+    pub fn open_or_create<J: Liveness>(
+        memory: &'m Mapping,
+        spec: &HeapSpec,
+        me: InstanceId,
+        judge: &J,
+        patience: Duration,
+    ) -> Result<Self, HeapError> {
+        let deadline = deadline_after(patience);
+        loop {
+            match Self::create(memory, spec, me, judge) {
+                Err(HeapError::Exists | HeapError::BeingCreated(_)) => {}
+                created => return created,
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            match Self::open(memory, judge, left) {
+                // The creator died: now it is this one's turn.
+                Err(HeapError::Unfinished(_)) => {}
+                opened => return opened,
+            }
+        }
     }
 
     /// Opens a heap. Waits up to `patience` for one that is being created.

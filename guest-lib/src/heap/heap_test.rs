@@ -231,3 +231,69 @@ fn places_are_taken_and_given_back() {
     let again = heap.join(InstanceId::new(3, 9), &judge).unwrap();
     assert_eq!(again.index, place, "a thread gets its place again");
 }
+
+#[test]
+fn of_two_who_free_a_block_at_once_one_succeeds() {
+    const ROUNDS: usize = 2_000;
+    let memory = memory(SIZE);
+    let heap = create(&memory);
+    let judge = all_but(&[]);
+    let [slot, copy] = [0, 1].map(|n| heap.root(n).unwrap());
+    let line = std::sync::Barrier::new(2);
+    let mut owner = heap.join(A, &judge).unwrap();
+    let other = std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            let mut other = heap.join(B, all_but(&[])).unwrap();
+            let mut freed = Vec::new();
+            for _ in 0..ROUNDS {
+                line.wait();
+                freed.push(other.free_from(copy));
+                line.wait();
+            }
+            freed
+        });
+        let mut freed = Vec::new();
+        for round in 0..ROUNDS {
+            let block = owner.alloc_into(slot, 64).unwrap();
+            memory.copy_in(copy, &block.to_ne_bytes()).unwrap();
+            line.wait();
+            if round % 2 == 0 {
+                std::thread::yield_now();
+            }
+            freed.push(owner.free_from(slot));
+            line.wait();
+            memory.copy_in(slot, &[0; 8]).unwrap();
+        }
+        other.join().unwrap().into_iter().zip(freed)
+    });
+    for pair in other {
+        assert!(
+            matches!(
+                pair,
+                (Ok(()), Err(HeapError::DoubleFree { .. }))
+                    | (Err(HeapError::DoubleFree { .. }), Ok(()))
+            ),
+            "{pair:?}"
+        );
+    }
+    owner.leave().unwrap();
+    assert_eq!(heap.audit().unwrap().live_blocks, 0);
+}
+
+#[test]
+fn a_life_without_operations_has_an_outcome_and_one_that_left_has_none() {
+    let memory = memory(SIZE);
+    let heap = create(&memory);
+    let mut a = heap.join(A, all_but(&[])).unwrap();
+    a.tag(7);
+    a.alloc_into(a.hold(0), 64).unwrap();
+    a.leave().unwrap();
+    std::mem::forget(heap.join(B, all_but(&[])).unwrap());
+    assert_eq!(heap.outcome_of(B), None, "not settled yet");
+    let settled = heap.recover(A, &all_but(&[B])).unwrap();
+    assert_eq!(heap.outcome_of(A), None);
+    let outcome = heap.outcome_of(B).unwrap();
+    assert_eq!((outcome.kind, outcome.happened), (0, false));
+    assert_eq!(settled, [outcome]);
+    assert!(heap.outcomes().eq([outcome]));
+}

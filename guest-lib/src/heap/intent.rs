@@ -158,9 +158,8 @@ pub(super) fn settle(
         FREE => {
             let block = heap.block(at)?;
             block.must_belong_to(index)?;
-            if load64(block.word, Ordering::Acquire) == before {
-                store64(block.word, before + 1, Ordering::Release);
-            }
+            // Others may free it now, by a copy of the slot: none of them twice.
+            let _ = cas64(block.word, before, before + 1, Ordering::AcqRel);
             end_free(line, slot, at);
             done(KIND_FREE, at)
         }

@@ -318,5 +318,8 @@ impl fmt::Debug for Heap<'_> {
 #[path = "crash_test.rs"]
 mod crash_test;
 #[cfg(test)]
+#[path = "growth_test.rs"]
+mod growth_test;
+#[cfg(test)]
 #[path = "heap_test.rs"]
 mod heap_test;

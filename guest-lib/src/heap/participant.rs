@@ -9,7 +9,7 @@ use super::class::class_of;
 use super::error::HeapError;
 use super::intent::is_live;
 use super::layout::{HOLDS, IntentLine, Place, Use};
-use super::slab::{Cache, NO_SLAB};
+use super::slab::{Cache, NO_SLAB, free_own};
 use super::{Heap, KIND_CHORE, KIND_FREE, KINDS_RESERVED, SPAN, no_such};
 use crate::liveness::Liveness;
 use crate::lock::{Acquired, LockError, LockGuard, RecoverableLock};
@@ -241,7 +241,8 @@ impl<'m, J: Liveness> Participant<'m, J> {
     /// Allocates a block that is known to be free.
     #[inline]
     fn alloc_known(&mut self, slot: u64, cell: &AtomicU64, class: usize) -> Option<u64> {
-        let (block, word) = self.cache.classes[class].take()?;
+        let (block, word) = self.cache.classes[class].run.take()?;
+        self.cache.last = class;
         // Only this thread makes blocks of its slabs live, so neither a check against others nor
         // a read-modify-write is needed. Relaxed: the word was loaded with Acquire when the block
         // was found to be free.
@@ -278,6 +279,11 @@ impl<'m, J: Liveness> Participant<'m, J> {
     /// Frees the block that a slot owns, and makes the slot null. The slot is the caller's alone
     /// until this returns; the block may have been allocated by anybody.
     ///
+    /// Of several who free one block at the same moment, because a slot was copied or is not the
+    /// caller's alone, one succeeds. A block in one of this participant's own
+    /// [`hold`](Self::hold)s is nobody else's: it is freed without a look at others, who would be
+    /// told that they had freed it, too, if they had a copy and did so at that very moment.
+    ///
     /// If the participant dies inside, the block is freed and the slot is null, once the dead one
     /// is settled, or nothing has happened.
     ///
@@ -304,6 +310,17 @@ impl<'m, J: Liveness> Participant<'m, J> {
         let memory = self.heap.memory;
         let cell: &AtomicU64 = memory.get(slot)?;
         let at = load64(cell, Ordering::Acquire);
+        let is_private = CHORE || self.place.contains(cell);
+        let line = self.place.line(CHORE);
+        // What was allocated last often goes first; it is the one to allocate next, too.
+        let run = &mut self.cache.classes[self.cache.last].run;
+        if let Some((index, word)) = run.find(at) {
+            if !free_own(line, (slot, cell), (at, word), is_private) {
+                return Err(HeapError::DoubleFree { slot, block: at });
+            }
+            run.put(index);
+            return Ok(());
+        }
         let within = at.wrapping_sub(self.heap.places.first_span);
         let id = match self.cache.by_span.get((within / SPAN) as usize) {
             Some(&id) if id != NO_SLAB => id,
@@ -314,17 +331,9 @@ impl<'m, J: Liveness> Participant<'m, J> {
             return Err(HeapError::Foreign { block: at });
         };
         let word = &slab.words[index as usize];
-        let before = load64(word, Ordering::Relaxed);
-        if !is_live(before) {
+        if !free_own(line, (slot, cell), (at, word), is_private) {
             return Err(HeapError::DoubleFree { slot, block: at });
         }
-        let line = self.place.line(CHORE);
-        line.begin_free(slot, at, before);
-        // A plain store: a free of the same block by somebody else at the same time is an error
-        // of the application, and would store the same word.
-        store64(word, before + 1, Ordering::Release);
-        store64(cell, 0, Ordering::Release);
-        line.end_free(at);
         slab.put(index);
         if slab.free_count == 1 {
             self.cache.list(id);
@@ -440,11 +449,7 @@ impl<'m, J: Liveness> Participant<'m, J> {
         let guard = heap.lock(self.me, &self.judge)?;
         heap.free_holds(self.index, self.place)?;
         guard.unlock()?;
-        self.cache.rescan(&heap, true);
-        while let Some(id) = self.cache.empty(None) {
-            self.shrink(id)?;
-        }
-        Ok(())
+        self.trim()
     }
 }
 
@@ -470,6 +475,16 @@ impl Heap<'_> {
 }
 
 impl Place {
+    /// Whether a slot is the place's own: nobody frees from it but the participant there, or
+    /// whoever settles that one's work.
+    #[inline]
+    pub(super) fn contains(&self, slot: &AtomicU64) -> bool {
+        let within = core::ptr::from_ref(slot)
+            .addr()
+            .wrapping_sub(core::ptr::from_ref(self).addr());
+        within < size_of::<Self>()
+    }
+
     #[inline]
     fn line(&self, is_chore: bool) -> &IntentLine {
         match is_chore {

@@ -28,6 +28,7 @@ impl<'m, J: Liveness> Participant<'m, J> {
         }
         if self.may_adopt(class) {
             self.adopt(Some(class))?;
+            self.give_spares_back(class)?;
             if self.cache.advance(class) {
                 return Ok(());
             }
@@ -146,6 +147,33 @@ impl<'m, J: Liveness> Participant<'m, J> {
         Ok(())
     }
 
+    /// Gives slabs of a class without live blocks back, but for one. After an adoption: those who
+    /// died early leave many, and nobody else could use what is hoarded here.
+    fn give_spares_back(&mut self, class: usize) -> Result<(), HeapError> {
+        let Cache { slabs, classes, .. } = &self.cache;
+        let all = classes[class].all.iter().copied();
+        let empty = all.filter(|id| slabs[*id as usize].is_empty());
+        for id in empty.skip(1).collect::<Vec<_>>() {
+            self.shrink(id)?;
+        }
+        Ok(())
+    }
+
+    /// Gives all slabs of this participant back that have no live blocks, also those in which
+    /// others have freed the last one; [`Heap::audit`] counts slabs. Before a long pause: while a
+    /// participant lives nobody else can use an empty slab of it, and it keeps up to two for each
+    /// size class that it has used, besides those that others have emptied since it last looked.
+    ///
+    /// # Errors
+    /// Those of the heap's lock and of the log.
+    pub fn trim(&mut self) -> Result<(), HeapError> {
+        self.cache.rescan(&self.heap, true);
+        while let Some(id) = self.cache.empty(None) {
+            self.shrink(id)?;
+        }
+        Ok(())
+    }
+
     /// Called when a slab has no live block any more: one is kept for each class.
     #[cold]
     #[inline(never)]
@@ -165,7 +193,8 @@ impl<'m, J: Liveness> Participant<'m, J> {
     }
 
     /// Looks for memory everywhere: settles the dead, frees what they had retired, adopts what they
-    /// had, finds what others freed, and gives all slabs without live blocks back, except those of one class.
+    /// had, finds what others freed, and gives all slabs without live blocks back, except those of
+    /// one class.
     #[cold]
     pub(super) fn reclaim(&mut self, keep: Option<usize>) -> Result<(), HeapError> {
         // What is damaged in one place must not keep this participant from its own memory.

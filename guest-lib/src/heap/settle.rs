@@ -34,15 +34,75 @@ impl<'m> Heap<'m> {
         result.map(|()| outcomes)
     }
 
-    /// How the last operation of a former life ended; of each place, the last 8 lives are
-    /// remembered. `None` also if the instance has left, or if its work is not settled yet.
+    /// How the last operation of a dead instance ended, once its work is settled (by
+    /// [`recover`](Self::recover), or by whoever joined or came upon its lock); of each place, the
+    /// last 8 lives are remembered.
     ///
-    /// An instance that did nothing has an outcome of kind 0.
+    /// * An outcome of kind 0: it took part, and died before it began an operation.
+    /// * `None`: it left by itself, and so all that it began is done; or it died before it took
+    ///   part; or nobody has settled its work yet, or it is forgotten.
+    ///
+    /// Operations are recognised by their [`tag`](super::Participant::tag)s. Whoever takes over
+    /// work of which the dead one was to do operation number `next` asks:
+    ///
+    /// ```
+    /// # use lupin::InstanceId;
+    /// # use lupin::heap::{Heap, HeapSpec};
+    /// # use lupin::liveness::Liveness;
+    /// # use lupin::shm::{Access, Mapping};
+    /// # use std::sync::atomic::{AtomicBool, Ordering};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let file = tempfile::tempfile()?;
+    /// # file.set_len(1 << 20)?;
+    /// # let memory = Mapping::new(&file, 0, 1 << 20, Access::ReadWrite)?;
+    /// # let (me, dead) = (InstanceId::new(1, 1), InstanceId::new(2, 1));
+    /// # let lives = AtomicBool::new(true);
+    /// # let judge = |instance| instance == me || instance == dead && lives.load(Ordering::Relaxed);
+    /// # let heap = Heap::create(&memory, &HeapSpec { participants: 4 }, me, &judge)?;
+    /// # let mut victim = heap.join(dead, judge)?;
+    /// # victim.tag(41);
+    /// # victim.alloc_into(heap.root(0)?, 64)?;
+    /// # std::mem::forget(victim);
+    /// # lives.store(false, Ordering::Relaxed);
+    /// /// Whether operation `next` of a dead instance is still to be done.
+    /// fn is_to_do<J: Liveness>(
+    ///     heap: &Heap<'_>,
+    ///     (me, judge): (InstanceId, &J),
+    ///     (dead, next): (InstanceId, u64),
+    /// ) -> Result<bool, lupin::heap::HeapError> {
+    ///     // First: until then the operation may yet be completed or undone.
+    ///     heap.recover(me, judge)?;
+    ///     Ok(match heap.outcome_of(dead) {
+    ///         Some(last) if last.kind != 0 && last.tag == next => !last.happened,
+    ///         // It died on the way from the one before to this one.
+    ///         Some(_) => true,
+    ///         // It left, or never took part: the work itself says how far it is.
+    ///         None => true,
+    ///     })
+    /// }
+    /// assert!(!is_to_do(&heap, (me, &judge), (dead, 41))?);
+    /// assert!(is_to_do(&heap, (me, &judge), (dead, 42))?);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn outcome_of(&self, dead: InstanceId) -> Option<Outcome> {
-        (0..self.places.participants)
-            .filter_map(|index| self.place(index).ok())
+        self.outcome_lines().find_map(|line| line.read(dead))
+    }
+
+    /// All outcomes that are remembered, whoever has settled them: for those who take over work
+    /// and do not know who did it. In no particular order; see [`outcome_of`](Self::outcome_of).
+    pub fn outcomes(&self) -> impl Iterator<Item = Outcome> + use<'m> {
+        self.outcome_lines().filter_map(|line| {
+            let owner = InstanceId::from_word(load64(&line.owner, Ordering::Acquire));
+            line.read(owner)
+        })
+    }
+
+    fn outcome_lines(&self) -> impl Iterator<Item = &'m OutcomeLine> + use<'m> {
+        let heap = *self;
+        (0..heap.places.participants)
+            .filter_map(move |index| heap.place(index).ok())
             .flat_map(|place| &place.outcomes)
-            .find_map(|line| line.read(dead))
     }
 
     /// Takes the heap's lock, after settling what its dead holder was doing under it.

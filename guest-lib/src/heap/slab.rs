@@ -46,28 +46,38 @@ pub(super) struct Cache<'m> {
     /// By span; [`NO_SLAB`] for spans that are not the participant's, or not loaded yet.
     pub(super) by_span: Box<[u32]>,
     pub(super) classes: [ClassCache<'m>; CLASSES],
+    /// The class from which a block was taken last.
+    pub(super) last: usize,
 }
 
 /// The slabs of one class.
 #[derive(Default)]
 pub(super) struct ClassCache<'m> {
-    /// The blocks of the run that are free, from the lowest bit on; not noted in the slab.
-    bits: u64,
-    /// Their words.
-    words: &'m [AtomicU64],
-    /// Offset of the first block of the run, and bytes from one to the next.
-    first: u64,
-    size: u64,
+    pub(super) run: Run<'m>,
     /// The slab that the run is part of.
     pub(super) current: u32,
     /// Others that may have free blocks.
     pub(super) partial: Vec<u32>,
     /// All.
-    all: Vec<u32>,
+    pub(super) all: Vec<u32>,
     /// One without live blocks that is kept; others are given back.
     pub(super) spare: u32,
     /// The heap's count of vacancies up to which slabs were adopted.
     pub(super) seen_vacated: Option<u64>,
+}
+
+/// Up to 64 neighbours of a slab, from which blocks are taken.
+#[derive(Default)]
+pub(super) struct Run<'m> {
+    /// Those that are free and not noted as free in the slab, from the lowest bit on.
+    bits: u64,
+    /// Their words.
+    words: &'m [AtomicU64],
+    /// Offset of the first block, and bytes from one to the next.
+    first: u64,
+    size: u64,
+    /// As that of the class's [`Geometry`].
+    reciprocal: u64,
 }
 
 impl<'m> Slab<'m> {
@@ -132,6 +142,7 @@ impl<'m> Cache<'m> {
             unused: Vec::new(),
             by_span: vec![NO_SLAB; spans as usize].into_boxed_slice(),
             classes: core::array::from_fn(|_| ClassCache::default()),
+            last: 0,
         }
     }
 
@@ -191,7 +202,7 @@ impl<'m> Cache<'m> {
         }
         if class.current == id {
             class.current = NO_SLAB;
-            class.bits = 0;
+            class.run = Run::default();
         }
         self.by_span[slab.span as usize] = NO_SLAB;
         self.unused.push(id);
@@ -210,7 +221,7 @@ impl<'m> Cache<'m> {
     /// Finds a run of free blocks for a class, in slabs that are known; false if there is none.
     pub(super) fn advance(&mut self, number: usize) -> bool {
         let class = &mut self.classes[number];
-        if class.bits != 0 {
+        if class.run.bits != 0 {
             return true;
         }
         let mut id = class.current;
@@ -221,10 +232,13 @@ impl<'m> Cache<'m> {
                 && let Some((bits, first)) = slab.take_run()
             {
                 let end = slab.words.len().min(first + 64);
-                class.bits = bits;
-                class.words = &slab.words[first..end];
-                class.first = slab.start + slab.geometry.offset_of(first as u32);
-                class.size = slab.geometry.size.into();
+                class.run = Run {
+                    bits,
+                    words: &slab.words[first..end],
+                    first: slab.start + slab.geometry.offset_of(first as u32),
+                    size: slab.geometry.size.into(),
+                    reciprocal: slab.geometry.reciprocal.into(),
+                };
                 class.current = id;
                 return true;
             }
@@ -248,7 +262,7 @@ impl<'m> Cache<'m> {
                 let class = &mut self.classes[slab.class];
                 if class.current == id {
                     // The run is among what was found.
-                    class.bits = 0;
+                    class.run.bits = 0;
                 }
                 self.list(id);
             }
@@ -264,8 +278,8 @@ impl<'m> Cache<'m> {
     }
 }
 
-impl<'m> ClassCache<'m> {
-    /// Takes a free block of the run: its offset and its word.
+impl<'m> Run<'m> {
+    /// Takes a free block: its offset and its word.
     #[inline]
     pub(super) fn take(&mut self) -> Option<(u64, &'m AtomicU64)> {
         let index = self.bits.trailing_zeros();
@@ -274,11 +288,58 @@ impl<'m> ClassCache<'m> {
         self.bits &= self.bits - 1;
         Some((self.first + u64::from(index) * self.size, word))
     }
+
+    /// The index and the word of the block at an offset, if it is one of the run.
+    #[inline]
+    pub(super) fn find(&self, at: u64) -> Option<(u64, &'m AtomicU64)> {
+        let within = at.wrapping_sub(self.first);
+        // Exact for the blocks of a slab; whatever else it gives for other offsets, the product
+        // shows.
+        let index = within.wrapping_mul(self.reciprocal) >> 32;
+        let word = self.words.get(index as usize)?;
+        (index * self.size == within).then_some((index, word))
+    }
+
+    /// Notes that a block that was [found](Self::find) is free.
+    #[inline]
+    pub(super) fn put(&mut self, index: u64) {
+        self.bits |= 1 << (index & 63);
+    }
 }
 
 /// Takes a hint back; whether it was raised. SeqCst: see [`raise`](super::raise).
 pub(super) fn take_hint(hint: &AtomicU64) -> bool {
     load64(hint, Ordering::Relaxed) != 0 && crate::mem::swap64(hint, 0, Ordering::SeqCst) != 0
+}
+
+/// Frees a block, given by its offset and its word, of a slab that the owner of `line` has; false
+/// if it is free already.
+///
+/// A private slot is one from which nobody else may free: then a plain store will do. That two
+/// who may meet know which of them freed a block takes a read-modify-write on both sides
+/// (Attiya et al., *Laws of Order*, POPL 2011), and that costs as much as the rest of a free.
+#[inline]
+pub(super) fn free_own(
+    line: &IntentLine,
+    (slot, cell): (u64, &AtomicU64),
+    (block, word): (u64, &AtomicU64),
+    is_private: bool,
+) -> bool {
+    let before = load64(word, Ordering::Relaxed);
+    if !is_live(before) {
+        return false;
+    }
+    line.begin_free(slot, block, before);
+    // Release, each: in this order for whoever comes after a death, at any instruction.
+    if is_private {
+        store64(word, before + 1, Ordering::Release);
+    } else if cas64(word, before, before + 1, Ordering::Release).is_err() {
+        line.clear();
+        return false;
+    }
+    store64(cell, 0, Ordering::Release);
+    line.end_free(block);
+    true
 }
 
 impl<'m> Heap<'m> {
@@ -291,26 +352,28 @@ impl<'m> Heap<'m> {
         block: Block<'m>,
     ) -> Result<(), HeapError> {
         let (at, cell) = slot;
-        let before = load64(block.word, Ordering::Acquire);
         let double = HeapError::DoubleFree {
             slot: at,
             block: block.at,
         };
+        if block.owner == index {
+            let is_private = self.place(index)?.contains(cell);
+            return match free_own(line, slot, (block.at, block.word), is_private) {
+                true => Ok(()),
+                false => Err(double),
+            };
+        }
+        let before = load64(block.word, Ordering::Acquire);
         if !is_live(before) {
             return Err(double);
         }
-        if block.owner == index {
-            line.begin_free(at, block.at, before);
-            store64(block.word, before + 1, Ordering::Release);
-        } else {
-            line.begin_foreign_free(at, block.at, before, block.span);
-            // Release: what the caller did in the block is over. SeqCst for `tell_owner`.
-            if cas64(block.word, before, before + 1, Ordering::SeqCst).is_err() {
-                line.clear();
-                return Err(double);
-            }
-            self.tell_owner(block.at)?;
+        line.begin_foreign_free(at, block.at, before, block.span);
+        // Release: what the caller did in the block is over. SeqCst for `tell_owner`.
+        if cas64(block.word, before, before + 1, Ordering::SeqCst).is_err() {
+            line.clear();
+            return Err(double);
         }
+        self.tell_owner(block.at)?;
         store64(cell, 0, Ordering::Release);
         line.end_free(block.at);
         Ok(())

@@ -1,5 +1,6 @@
 //! The heap of a segment, against jemalloc, which survives nothing.
 
+use std::cell::RefCell;
 use std::error::Error;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,6 +33,7 @@ pub fn measure(
     let heap = Heap::create(&memory, &HeapSpec::default(), me, &pod.judge())?;
     let mut participant = heap.join(me, pod.judge())?;
     let (rounds, slice) = effort.of(1);
+    let (hold, root) = (participant.hold(0), heap.root(0)?);
     for (bytes, text) in [
         (8, "8 B"),
         (64, "64 B"),
@@ -40,7 +42,7 @@ pub fn measure(
     ] {
         let pair = paired(
             rounds,
-            || alone(slice, || ours(&mut participant, bytes)).0,
+            || alone(slice, || ours(&mut participant, hold, bytes)).0,
             || alone(slice, || theirs(bytes)).0,
         );
         let is_barred = bytes == 64;
@@ -55,6 +57,14 @@ pub fn measure(
             );
         }
     }
+    // A free from where others may free, too, asks them by a compare-and-swap.
+    let party = RefCell::new(&mut participant);
+    let through = |slot| {
+        let mut party = party.borrow_mut();
+        alone(slice, || ours(&mut party, slot, 64)).0
+    };
+    let pair = paired(rounds, || through(root), || through(hold));
+    pair.rows(report, ["heap, root", "heap, own slot"], "64 B pair", None);
     two_processes(report, &pod, &memory, &mut participant, effort)?;
     participant.leave()?;
     // The second process was killed: its work is settled first.
@@ -64,10 +74,9 @@ pub fn measure(
     Ok(())
 }
 
-/// One allocation and its free, into a slot of the participant's own.
+/// One allocation into a slot, and its free.
 #[inline(always)]
-pub fn ours<J: Liveness>(participant: &mut Participant<'_, J>, bytes: u64) {
-    let slot = participant.hold(0);
+pub fn ours<J: Liveness>(participant: &mut Participant<'_, J>, slot: u64, bytes: u64) {
     let block = participant.alloc_into(slot, black_box(bytes));
     black_box(block.expect("a block fits into the heap"));
     participant
@@ -131,21 +140,23 @@ fn two_processes<J: Liveness>(
         let heap = Heap::open(memory, &pod.judge(), Duration::from_secs(1));
         let heap = heap.expect("the parent created the heap");
         let mut participant = heap.join(other, pod.judge()).expect("there are places");
+        let slot = participant.hold(0);
         loop {
             if signs.go().load(Ordering::Acquire) == 0 {
                 std::thread::sleep(Duration::from_micros(50));
                 continue;
             }
             for _ in 0..64 {
-                ours(&mut participant, 64);
+                ours(&mut participant, slot, 64);
             }
             signs.done().fetch_add(64, Ordering::Release);
         }
     })?;
     let (rounds, slice) = effort.of(1);
+    let slot = participant.hold(0);
     let mut in_state = |go| {
         signs.set(go);
-        alone(slice, || ours(participant, 64)).0
+        alone(slice, || ours(participant, slot, 64)).0
     };
     let (mut together, mut apart) = (Vec::new(), Vec::new());
     let mut ratios = Vec::new();

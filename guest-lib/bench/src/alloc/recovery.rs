@@ -116,8 +116,9 @@ fn of_heap(audits: &mut Audits, deaths: u32) -> Result<Vec<f64>, Box<dyn Error>>
         let victim = pod.begin_thread(VICTIM, VICTIM);
         kill(progress, round, || {
             let mut participant = heap.join(victim, pod.judge()).expect("there are places");
+            let slot = participant.hold(0);
             loop {
-                ours(&mut participant, 64);
+                ours(&mut participant, slot, 64);
                 progress.fetch_add(1, Ordering::Release);
             }
         })?;

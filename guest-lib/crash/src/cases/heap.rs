@@ -23,7 +23,9 @@ pub const CASES: &[&dyn Case] = &[
             "own slab",
             "slab of one who left",
             "block that another freed",
+            "block that another frees when it is needed",
             "slabs of a dead one",
+            "empty slabs of a dead one",
             "full",
             "handed over at once",
             "dead holder of the heap's lock",
@@ -73,6 +75,7 @@ pub const CASES: &[&dyn Case] = &[
             "dead in a free",
             "dead in a run's allocation",
             "dead with blocks in its holds",
+            "dead with a block in its holds that another freed",
             "dead while it settled another",
         ],
         prepare: prepare_recover,
@@ -128,6 +131,12 @@ fn fill(p: &mut Party<'_>, mut index: u32) -> u32 {
     index
 }
 
+/// Makes a slot own what another owns.
+fn copy(memory: &Mapping, from: u64, to: u64) {
+    let block = load(memory, from).to_ne_bytes();
+    memory.copy_in(to, &block).expect("both are slots");
+}
+
 /// Somebody dies so many stores before the end of an operation.
 fn die(heap: Heap<'_>, me: InstanceId, stores: u64, operation: impl Fn(&mut Party<'_>)) {
     die_before_end(heap.memory(), stores, || {
@@ -174,6 +183,23 @@ fn prepare_alloc(memory: &Mapping, state: &str) {
             alloc(&mut p, 1, BIG);
             p.leave().expect("it lives");
         }
+        "block that another frees when it is needed" => {
+            let mut p = join(heap, VICTIM);
+            alloc(&mut p, 1, BIG);
+            alloc(&mut p, 2, BIG);
+            std::mem::forget(p);
+            std::mem::forget(join(heap, BYSTANDER));
+            return;
+        }
+        "empty slabs of a dead one" => {
+            let mut p = join(heap, PREDECESSOR);
+            for n in 0..4 {
+                p.alloc_into(p.hold(n), BIG).expect("there is room");
+            }
+            std::mem::forget(p);
+            let outcomes = heap.recover(BYSTANDER, &World::without_deaths());
+            outcomes.expect("nothing is damaged");
+        }
         "block that another freed" => {
             let mut p = join(heap, VICTIM);
             alloc(&mut p, 1, BIG);
@@ -210,6 +236,11 @@ fn with_dead_holder(heap: Heap<'_>) {
 }
 
 fn run_alloc(p: &mut Party<'_>, state: &str) {
+    if state == "block that another frees when it is needed" {
+        let mut other = resume(p.heap(), BYSTANDER);
+        free(&mut other, 1);
+        std::mem::forget(other);
+    }
     let bytes = match state {
         "first slab with words of its own" => 896,
         state if state.starts_with("run of spans") => SPAN,
@@ -300,6 +331,17 @@ fn prepare_recover(memory: &Mapping, state: &str) {
             free(p, 1);
         }),
         "dead in a run's allocation" => die(heap, PREDECESSOR, 5, |p| alloc(p, 1, SPAN)),
+        "dead with a block in its holds that another freed" => {
+            let mut p = join(heap, PREDECESSOR);
+            let hold = p.hold(0);
+            p.alloc_into(hold, BIG).expect("there is room");
+            std::mem::forget(p);
+            // A mistake: two slots for one block.
+            copy(memory, hold, heap.root(1).expect("there are 64"));
+            let mut other = join(heap, BYSTANDER);
+            free(&mut other, 1);
+            std::mem::forget(other);
+        }
         _ => {
             die(heap, FIRST_DEAD, 1, |p| {
                 p.alloc_into(p.hold(0), BIG).expect("there is room");
