@@ -18,6 +18,12 @@ const PRODUCTS: [(&str, &str); 4] = [
 /// Programs that only tests use.
 const TEST_PROGRAMS: [(&str, &str); 1] = [("xtask", "lupin-poke")];
 
+/// The library's examples, which tests run on pods.
+const EXAMPLES: (&str, [&str; 6]) = (
+    "lupin",
+    ["barrier", "heap", "locks", "map", "pod_allocator", "queue"],
+);
+
 /// Which of the two builds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Profile {
@@ -25,8 +31,8 @@ pub(crate) enum Profile {
     Release,
 }
 
-/// Builds the products, and with the development profile the tests' own programs. Returns the
-/// directory that they are in.
+/// Builds the products, and with the development profile the tests' own programs and the
+/// library's examples. Returns the directory that they are in, the examples in `examples` there.
 pub(crate) fn build(profile: Profile) -> Result<PathBuf, RunError> {
     let mut cargo = host::cargo("build");
     let tests: &[_] = if profile == Profile::Dev {
@@ -36,6 +42,13 @@ pub(crate) fn build(profile: Profile) -> Result<PathBuf, RunError> {
     };
     for (package, program) in PRODUCTS.iter().chain(tests) {
         cargo.args(["--package", package, "--bin", program]);
+    }
+    if profile == Profile::Dev {
+        let (package, examples) = EXAMPLES;
+        cargo.args(["--package", package]);
+        for example in examples {
+            cargo.args(["--example", example]);
+        }
     }
     if profile == Profile::Release {
         cargo.arg("--release");

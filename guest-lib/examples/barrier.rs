@@ -16,9 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lupin::Pod;
-use lupin::abi::socket::RefusalCode;
 use lupin::pod_safe::{PodSafe, PodShared};
-use lupin::shm::Access;
 use lupin::sync::barrier::{Barrier, BarrierError, BarrierWords};
 use lupin::sync::once::{OnceCell, OnceError, OnceWords};
 
@@ -46,12 +44,8 @@ pub fn simulate(
 ) -> Result<u64, Box<dyn Error>> {
     let thread = pod.register_thread(None)?;
     let (me, judge) = (thread.instance(), pod.threads_alive());
-    let segment = match pod.create_segment("simulation", size_of::<Simulation>() as u64, 0o660) {
-        Err(error) if error.refusal() == Some(RefusalCode::Exists) => {
-            pod.open_segment("simulation", Access::ReadWrite)?
-        }
-        created => created?,
-    };
+    let segment =
+        pod.open_or_create_segment("simulation", size_of::<Simulation>() as u64, 0o660)?;
     let simulation: &Simulation = segment.get(0)?;
 
     // One participant computes the start, and another in its place if it dies.

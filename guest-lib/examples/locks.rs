@@ -14,10 +14,8 @@ use std::error::Error;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use lupin::abi::socket::RefusalCode;
 use lupin::abi::system::LockWords;
 use lupin::lock::{LockError, McsLock, McsNodes, RecoverableLock, RwLock, RwLockWords};
-use lupin::shm::Access;
 use lupin::{Pod, Segment};
 
 const MIB: u64 = 1 << 20;
@@ -60,12 +58,7 @@ pub fn count(pod: &Pod, rounds: u64) -> Result<[u64; 3], Box<dyn Error>> {
     let thread = pod.register_thread(None)?;
     let me = thread.instance();
     let judge = pod.threads_alive();
-    let segment = match pod.create_segment("locks", 2 * MIB, 0o660) {
-        Err(error) if error.refusal() == Some(RefusalCode::Exists) => {
-            pod.open_segment("locks", Access::ReadWrite)?
-        }
-        created => created?,
-    };
+    let segment = pod.open_or_create_segment("locks", 2 * MIB, 0o660)?;
 
     let barging = RecoverableLock::new(segment.get::<LockWords>(BARGING)?);
     let nodes = McsNodes::new(&segment, NODES, NODE_COUNT)?;

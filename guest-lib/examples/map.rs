@@ -14,10 +14,8 @@ use std::error::Error;
 use std::time::Duration;
 
 use lupin::Pod;
-use lupin::abi::socket::RefusalCode;
-use lupin::collections::{CollectionError, Map};
-use lupin::heap::{Heap, HeapError, HeapSpec};
-use lupin::shm::Access;
+use lupin::collections::Map;
+use lupin::heap::{Heap, HeapSpec};
 
 const SIZE: u64 = 16 << 20;
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -29,25 +27,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let pod = Pod::attach()?;
     let thread = pod.register_thread(None)?;
     let (me, judge) = (thread.instance(), pod.threads_alive());
-    let segment = match pod.create_segment("store", SIZE, 0o660) {
-        Err(error) if error.refusal() == Some(RefusalCode::Exists) => {
-            pod.open_segment("store", Access::ReadWrite)?
-        }
-        created => created?,
-    };
+    let segment = pod.open_or_create_segment("store", SIZE, 0o660)?;
     // Whoever comes first creates heap and map; if that one dies, the next one does.
-    let heap = match Heap::create(&segment, &HeapSpec::default(), me, &judge) {
-        Err(HeapError::Exists | HeapError::BeingCreated(_)) => {
-            Heap::open(&segment, &judge, PATIENCE)?
-        }
-        created => created?,
-    };
+    let heap = Heap::open_or_create(&segment, &HeapSpec::default(), me, &judge, PATIENCE)?;
     let mut participant = heap.join(me, judge)?;
-    let root = heap.root(0)?;
-    let map = match Map::create_in(&mut participant, root) {
-        Err(CollectionError::Exists(_)) => Map::open(&segment, root, PATIENCE)?,
-        created => created?,
-    };
+    let map = Map::open_or_create_in(&mut participant, heap.root(0)?)?;
 
     match words[..] {
         ["put", key, value] => map.put(&mut participant, key, value.as_bytes())?,

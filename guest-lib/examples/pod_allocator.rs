@@ -12,10 +12,8 @@
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use lupin::abi::socket::RefusalCode;
 use lupin::buddy::{BuddyError, BuddySpec, PodAllocator, PodAllocatorSpec};
-use lupin::shm::Access;
-use lupin::{ClientError, InstanceId, Pod, Segment};
+use lupin::{InstanceId, Pod};
 
 const MIB: u64 = 1 << 20;
 const SPEC: PodAllocatorSpec = PodAllocatorSpec {
@@ -34,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let pod = Pod::attach()?;
     // One process a node uses the allocator, and does so as the node.
     let (me, judge) = (pod.node_instance(), pod.nodes_alive());
-    let segment = segment(&pod)?;
+    let segment = pod.open_or_create_segment("allocator", SPEC.metadata_size(), 0o660)?;
     let allocator = loop {
         match PodAllocator::create(&segment, 0, &SPEC, me, &judge) {
             // Another node was faster; if it dies in there, the next try takes over.
@@ -77,14 +75,4 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{rounds} chunks of 1 to 16 MiB in {:?}", start.elapsed());
     println!("{:?}", allocator.audit(me, &judge)?);
     Ok(())
-}
-
-/// The segment with the allocator's words, which the first node creates.
-fn segment(pod: &Pod) -> Result<Segment, ClientError> {
-    match pod.create_segment("allocator", SPEC.metadata_size(), 0o660) {
-        Err(error) if error.refusal() == Some(RefusalCode::Exists) => {
-            pod.open_segment("allocator", Access::ReadWrite)
-        }
-        created => created,
-    }
 }

@@ -1,21 +1,22 @@
 //! Work that is handed from any nodes to any nodes, each piece to one of them.
 //!
 //! ```text
-//! queue push COUNT      # pushes the numbers 1 to COUNT
-//! queue work [SECONDS]  # pops and prints numbers until none has come for so long
+//! queue push COUNT
+//! queue work [SECONDS [MILLISECONDS]]
 //! ```
 //!
-//! Run it on several nodes of a pod, and end some of them. Each number is popped once. A worker
-//! that starts says which numbers others had in their hands when they died.
+//! Pushes the numbers 1 to COUNT; or pops and prints numbers, with a pause of so many milliseconds
+//! after each, until none has come for so many seconds. Run it on several nodes of a pod, and end
+//! some of them. Each number is popped once. A worker that starts says which numbers others had
+//! popped last when they died, and may not have come to print.
 
 use std::error::Error;
 use std::time::Duration;
 
 use lupin::Pod;
-use lupin::abi::socket::RefusalCode;
-use lupin::collections::{CollectionError, Queue, kind};
-use lupin::heap::{Heap, HeapError, HeapSpec};
-use lupin::shm::Access;
+use lupin::collections::{Queue, kind};
+use lupin::heap::{Heap, HeapSpec, Participant};
+use lupin::liveness::Liveness;
 
 const SIZE: u64 = 16 << 20;
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -27,19 +28,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let pod = Pod::attach()?;
     let thread = pod.register_thread(None)?;
     let (me, judge) = (thread.instance(), pod.threads_alive());
-    let segment = match pod.create_segment("work", SIZE, 0o660) {
-        Err(error) if error.refusal() == Some(RefusalCode::Exists) => {
-            pod.open_segment("work", Access::ReadWrite)?
-        }
-        created => created?,
-    };
-    let heap = match Heap::create(&segment, &HeapSpec::default(), me, &judge) {
-        Err(HeapError::Exists | HeapError::BeingCreated(_)) => {
-            Heap::open(&segment, &judge, PATIENCE)?
-        }
-        created => created?,
-    };
-    for outcome in heap.recover(me, &judge)? {
+    let segment = pod.open_or_create_segment("work", SIZE, 0o660)?;
+    let heap = Heap::open_or_create(&segment, &HeapSpec::default(), me, &judge, PATIENCE)?;
+    // Settled by this worker or by others that came upon what the dead had left.
+    heap.recover(me, &judge)?;
+    for outcome in heap.outcomes() {
         if outcome.happened && outcome.kind == kind::QUEUE_POP {
             println!(
                 "{} died with {} in its hands",
@@ -48,11 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     let mut participant = heap.join(me, judge)?;
-    let root = heap.root(0)?;
-    let queue = match Queue::create_in(&mut participant, root) {
-        Err(CollectionError::Exists(_)) => Queue::open(&segment, root, PATIENCE)?,
-        created => created?,
-    };
+    let queue = Queue::open_or_create_in(&mut participant, heap.root(0)?)?;
 
     match words[..] {
         ["push", count] => {
@@ -60,23 +49,30 @@ fn main() -> Result<(), Box<dyn Error>> {
                 queue.push_u64(&mut participant, number)?;
             }
         }
-        ["work"] => work(&queue, &mut participant, 1)?,
-        ["work", seconds] => work(&queue, &mut participant, seconds.parse()?)?,
-        _ => return Err("usage: queue push COUNT | work [SECONDS]".into()),
+        ["work", ref times @ ..] if times.len() <= 2 => {
+            let time = |n: usize, default| times.get(n).map_or(Ok(default), |time| time.parse());
+            let timeout = Duration::from_secs(time(0, 1)?);
+            let pause = Duration::from_millis(time(1, 0)?);
+            while let Some(number) = next(&queue, &mut participant, timeout)? {
+                println!("{number}");
+                std::thread::sleep(pause);
+            }
+        }
+        _ => return Err("usage: queue push COUNT | work [SECONDS [MILLISECONDS]]".into()),
     }
     participant.leave()?;
     Ok(())
 }
 
-fn work<'m>(
+/// Pops a number; none if none comes within the time.
+fn next<'m>(
     queue: &Queue<'m>,
-    participant: &mut lupin::heap::Participant<'m, impl lupin::liveness::Liveness>,
-    seconds: u64,
-) -> Result<(), Box<dyn Error>> {
-    let timeout = Duration::from_secs(seconds);
-    while let Some(value) = queue.pop_timeout(participant, timeout)? {
-        let number = value.first_chunk().ok_or("this is no number")?;
-        println!("{}", u64::from_le_bytes(*number));
-    }
-    Ok(())
+    participant: &mut Participant<'m, impl Liveness>,
+    timeout: Duration,
+) -> Result<Option<u64>, Box<dyn Error>> {
+    let Some(value) = queue.pop_timeout(participant, timeout)? else {
+        return Ok(None);
+    };
+    let number = value.first_chunk().ok_or("this is no number")?;
+    Ok(Some(u64::from_le_bytes(*number)))
 }

@@ -3,6 +3,7 @@
 mod common;
 
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,43 @@ fn two_nodes_share_a_segment() {
     assert_eq!(none.refusal(), Some(RefusalCode::NotFound));
     two.remove_segment("shared").unwrap();
     assert!(two.list_segments().unwrap().is_empty());
+}
+
+#[test]
+fn whoever_comes_first_creates_a_segment_and_the_others_wait_for_it() {
+    let pod = FakePod::new(16 * MIB);
+    let sockets = [1, 2, 3].map(|id| pod.start_node(id));
+    let open = |socket: &PathBuf| {
+        let segment = attach(socket).open_or_create_segment("shared", MIB, 0o660);
+        segment.unwrap().is_created()
+    };
+    // Another one prepares it, and dies in that.
+    pod.prepare("shared", true);
+    std::thread::scope(|scope| {
+        let nodes: Vec<_> = sockets.iter().map(|s| scope.spawn(|| open(s))).collect();
+        std::thread::sleep(Duration::from_millis(30));
+        assert!(nodes.iter().all(|node| !node.is_finished()));
+        pod.prepare("shared", false);
+        let created = nodes.into_iter().map(|node| node.join().unwrap());
+        assert_eq!(created.filter(|created| *created).count(), 1);
+    });
+    let error = attach(&sockets[0]).open_or_create_segment("shared", 3 * MIB, 0o660);
+    let error = error.unwrap_err();
+    assert!(matches!(error, ClientError::Smaller { .. }), "{error}");
+
+    pod.prepare("other", true);
+    let patience = Patience {
+        request: Duration::from_millis(100),
+        ..Patience::default()
+    };
+    let hasty = Pod::attach_at(&sockets[0], patience).unwrap();
+    let refused = [
+        hasty.open_segment("other", Access::ReadOnly),
+        hasty.open_or_create_segment("other", MIB, 0o660),
+    ];
+    for refused in refused {
+        assert_eq!(refused.unwrap_err().refusal(), Some(RefusalCode::Busy));
+    }
 }
 
 #[test]

@@ -18,7 +18,8 @@ use crate::wait::deadline_after;
 pub struct Patience {
     /// How long to try to connect: an agent that is being restarted is away for a moment.
     pub connect: Duration,
-    /// How long one request may take. Creating a large segment scrubs it first.
+    /// How long one request may take. Creating a large segment scrubs it first; whoever opens it
+    /// meanwhile waits as long.
     pub request: Duration,
 }
 

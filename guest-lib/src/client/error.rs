@@ -67,6 +67,16 @@ pub enum ClientError {
         /// For people.
         message: String,
     },
+    /// The segment is there, and smaller than it was asked for.
+    #[error("the segment `{name}` exists and has {size} bytes of the {needed} that are needed")]
+    Smaller {
+        /// Its name.
+        name: String,
+        /// Its size in bytes.
+        size: u64,
+        /// Bytes asked for.
+        needed: u64,
+    },
     /// The pod memory that the agent handed out is not what it should be.
     #[error("cannot attach to the pod: {0}")]
     Attach(#[from] AttachError),

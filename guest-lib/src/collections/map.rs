@@ -195,6 +195,23 @@ impl<'m> Map<'m> {
         })
     }
 
+    /// Opens the map in a root slot, or creates it there as [`create_in`](Self::create_in) does:
+    /// for programs of which any may come first.
+    ///
+    /// # Errors
+    /// [`CollectionError::NotThis`], [`CollectionError::Heap`].
+    pub fn open_or_create_in<J: Liveness>(
+        participant: &mut Participant<'m, J>,
+        root: u64,
+    ) -> Result<Self, CollectionError> {
+        match Self::create_in(participant, root) {
+            Err(CollectionError::Exists(_)) => {
+                Self::open(participant.memory(), root, Duration::ZERO)
+            }
+            created => created,
+        }
+    }
+
     /// Opens the map in a root slot; waits up to `patience` for one that is not there yet.
     ///
     /// # Errors

@@ -13,6 +13,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
+use std::time::Instant;
 
 use lupin_abi::InstanceId;
 
@@ -20,8 +21,9 @@ use super::CollectionError;
 use crate::liveness::Liveness;
 use crate::mem::{cas64, fill64, load64, store64};
 use crate::pod_safe::{PodSafe, PodShared};
+use crate::seal::{Seal, Unsealed};
 use crate::shm::Mapping;
-use crate::wait::{Pacer, deadline_after};
+use crate::wait::deadline_after;
 
 /// Constant words of a collection.
 pub(super) const FIELDS: usize = 4;
@@ -115,31 +117,21 @@ pub(super) fn open<J: Liveness>(
     patience: Duration,
 ) -> Result<[u64; FIELDS], CollectionError> {
     let header: &Header = memory.get(at)?;
-    let mut pacer = Pacer::new(Some(deadline_after(patience)));
+    let words = Seal {
+        magic: &header.magic,
+        creator: &header.creator,
+        seal: &header.seal,
+    };
+    let deadline = deadline_after(patience);
     let seal = loop {
-        // Acquire: pairs with the seal's Release.
-        let seal = load64(&header.seal, Ordering::Acquire);
-        if seal != 0 {
-            break seal;
-        }
-        check_magic(header, kind)?;
-        let creator = InstanceId::from_word(load64(&header.creator, Ordering::Acquire));
-        let is_dead = !creator.is_none() && !judge.is_alive(creator);
-        // The seal again: the creator may have stored it and then died.
-        if is_dead && load64(&header.seal, Ordering::Acquire) == 0 {
-            return Err(CollectionError::Unfinished(creator));
-        }
-        if pacer.sleep().is_err() {
-            return Err(match creator.is_none() {
-                true => CollectionError::Absent(kind.name),
-                false => CollectionError::BeingCreated(creator),
-            });
+        let left = deadline.saturating_duration_since(Instant::now());
+        match words.wait(kind.magic, judge, left) {
+            Ok(seal) => break seal,
+            // Nobody has begun: another collection may be created first.
+            Err(Unsealed::Unfinished(creator)) if creator.is_none() && !left.is_zero() => {}
+            Err(unsealed) => return Err(unsealed_as(unsealed, header, kind, at)),
         }
     };
-    if load64(&header.magic, Ordering::Relaxed) == 0 {
-        return Err(damaged(kind, at, "sealed without a kind"));
-    }
-    check_magic(header, kind)?;
     let mut fields = [0; FIELDS];
     for (field, cell) in fields.iter_mut().zip(&header.fields) {
         *field = load64(cell, Ordering::Relaxed);
@@ -148,6 +140,20 @@ pub(super) fn open<J: Liveness>(
         return Err(damaged(kind, at, "its header and its seal disagree"));
     }
     Ok(fields)
+}
+
+fn unsealed_as(unsealed: Unsealed, header: &Header, kind: &Kind, at: u64) -> CollectionError {
+    match unsealed {
+        Unsealed::OtherData => match check_magic(header, kind) {
+            Err(other) => other,
+            Ok(()) => damaged(kind, at, "sealed without a kind"),
+        },
+        Unsealed::Unfinished(creator) | Unsealed::BeingCreated(creator) if creator.is_none() => {
+            CollectionError::Absent(kind.name)
+        }
+        Unsealed::Unfinished(creator) => CollectionError::Unfinished(creator),
+        Unsealed::BeingCreated(creator) => CollectionError::BeingCreated(creator),
+    }
 }
 
 /// Refuses a collection that says it is larger than the mapping.

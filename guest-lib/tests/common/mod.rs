@@ -6,7 +6,7 @@
 //! segments are ranges of the pool.
 #![allow(dead_code)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -44,6 +44,8 @@ struct Inner {
 #[derive(Default)]
 struct State {
     segments: BTreeMap<String, WireMapping>,
+    /// Names of segments that somebody else prepares.
+    preparing: BTreeSet<String>,
     nodes: HashMap<u32, Arc<Node>>,
 }
 
@@ -142,6 +144,15 @@ impl FakePod {
         let _ = std::fs::remove_file(self.dir.path().join(format!("{id}.sock")));
     }
 
+    /// Somebody else prepares a segment of this name, or has died in that.
+    pub fn prepare(&self, name: &str, prepares: bool) {
+        let mut state = self.inner.state.lock().unwrap();
+        match prepares {
+            true => state.preparing.insert(name.into()),
+            false => state.preparing.remove(name),
+        };
+    }
+
     /// The fabric section, as its manager sees it.
     pub fn fabric(&self) -> &FabricSection {
         self.inner.fabric()
@@ -217,7 +228,11 @@ impl Inner {
             }
             Request::CreateSegment { name, size, .. } => self.create(name, size),
             Request::OpenSegment { name, read_only } => {
-                match self.state.lock().unwrap().segments.get(&name) {
+                let state = self.state.lock().unwrap();
+                if state.preparing.contains(&name) {
+                    return refuse(RefusalCode::Busy, "it is being prepared");
+                }
+                match state.segments.get(&name) {
                     Some(mapping) => {
                         let (mapping, created) = (*mapping, false);
                         let fds = vec![self.open(read_only)];
@@ -285,7 +300,7 @@ impl Inner {
 
     fn create(&self, name: String, size: u64) -> (Reply, Vec<OwnedFd>) {
         let mut state = self.state.lock().unwrap();
-        if state.segments.contains_key(&name) {
+        if state.segments.contains_key(&name) || state.preparing.contains(&name) {
             return refuse(RefusalCode::Exists, "a segment of that name exists");
         }
         let pool = self.header.pool();
