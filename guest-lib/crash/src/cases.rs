@@ -9,12 +9,13 @@ use lupin::liveness::Liveness;
 use lupin::lock::{LockError, RecoverableLock};
 use lupin::shm::Mapping;
 
-use crate::case::{Case, PREDECESSOR};
+use crate::case::Case;
 
 pub mod again;
 pub mod barrier;
 pub mod buddy;
 pub mod counters;
+pub mod creation;
 pub mod epoch;
 pub mod heap;
 pub mod journal;
@@ -90,32 +91,6 @@ pub fn die_before_end<T>(memory: &Mapping, stores: u64, operation: impl Fn() -> 
 /// An error of the library as what a check returns.
 pub fn text(error: impl core::fmt::Display) -> String {
     error.to_string()
-}
-
-/// Brings memory into one of three states for a creation that begins with a header: `new`;
-/// `dead creator`, who died after some stores of `create`; and another, in which it died right
-/// after it had claimed the header, and nothing behind that is as it should be.
-///
-/// # Panics
-/// If `create` makes too few stores.
-pub fn dirty_creation<E: core::fmt::Debug>(
-    memory: &Mapping,
-    state: &str,
-    create: impl FnOnce(InstanceId) -> Result<(), E>,
-) {
-    let stores = match state {
-        "new" => return,
-        "dead creator" => 4,
-        _ => 1,
-    };
-    let ended = crash::dies_after(stores, || create(PREDECESSOR));
-    assert!(matches!(ended, Ended::Died), "{ended:?}");
-    if state != "dead creator" {
-        // Magic, creator and seal are three words; the rest of the header is refilled.
-        for at in (24..memory.len()).step_by(8) {
-            store(memory, at, 0x0123_4567_89ab_cdef);
-        }
-    }
 }
 
 /// `Ok` if they are equal.

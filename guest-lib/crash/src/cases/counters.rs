@@ -7,7 +7,8 @@ use lupin::collections::{CollectionError, Counters, CountersSpec, Shard};
 use lupin::liveness::Liveness;
 use lupin::shm::Mapping;
 
-use super::{dirty_creation, equal, text};
+use super::creation::Creation;
+use super::{equal, text};
 use crate::case::{BYSTANDER, Case, Operation, VICTIM, World};
 
 /// The cases of this module.
@@ -86,30 +87,15 @@ fn go_on(memory: &Mapping, _: &str, world: &World) -> Result<(), String> {
     equal("sum and ticket", found(memory, world)?, (sum + 2, last + 1))
 }
 
-const CREATE: Operation = Operation {
+const CREATE: Creation = Creation {
     name: "counters.create",
-    states: &["new", "dead creator", "dead creator of something else"],
     bytes: BYTES,
-    prepare: |memory, state| {
-        dirty_creation(memory, state, |me| {
-            create(memory, me, &World::without_deaths())
-        });
-    },
-    run: |memory, _| {
-        let created = create(memory, VICTIM, &World::without_deaths());
-        created.expect("nobody alive creates it");
-    },
-    recover: |memory, _, me, world| match create(memory, me, world) {
-        Ok(()) => assert!(!world.returned, "complete counters were created again"),
-        Err(CollectionError::Exists(_)) => {}
-        Err(error) => panic!("{error}"),
-    },
-    check: |memory, _, world| {
+    create: |memory, me, world| create(memory, me, world),
+    check: |memory, world| {
         equal("what it consists of", open(memory, world).spec(), SPEC)?;
         equal("sum and ticket", found(memory, world)?, (0, 0))
     },
     go_on,
-    lives_on: true,
 };
 
 const JOIN: Operation = Operation {

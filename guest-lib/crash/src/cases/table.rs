@@ -8,7 +8,8 @@ use lupin::crash::{Ended, dies_after};
 use lupin::liveness::Liveness;
 use lupin::shm::Mapping;
 
-use super::{dirty_creation, equal, text};
+use super::creation::Creation;
+use super::{equal, text};
 use crate::case::{BYSTANDER, Case, Operation, PREDECESSOR, VICTIM, World};
 
 /// The cases of this module.
@@ -105,31 +106,16 @@ fn go_on(memory: &Mapping, _: &str, world: &World) -> Result<(), String> {
     check(memory, "", &world)
 }
 
-const CREATE: Operation = Operation {
+const CREATE: Creation = Creation {
     name: "table.create",
-    states: &["new", "dead creator", "dead creator of something else"],
     bytes: BYTES,
-    prepare: |memory, state| {
-        dirty_creation(memory, state, |me| {
-            create(memory, me, &World::without_deaths())
-        });
-    },
-    run: |memory, _| {
-        let created = create(memory, VICTIM, &World::without_deaths());
-        created.expect("nobody alive creates it");
-    },
-    recover: |memory, _, me, world| match create(memory, me, world) {
-        Ok(()) => assert!(!world.returned, "a complete table was created again"),
-        Err(CollectionError::Exists(_)) => {}
-        Err(error) => panic!("{error}"),
-    },
-    check: |memory, _, world| {
+    create: |memory, me, world| create(memory, me, world),
+    check: |memory, world| {
         let table = open(memory, world);
         equal("what it consists of", table.spec(), SPEC)?;
         equal("results", table.progress().map_err(text)?.done, 0)
     },
     go_on,
-    lives_on: true,
 };
 
 const CLAIM: Operation = Operation {
