@@ -57,6 +57,12 @@ pub const EXPLAINED: &[Explained] = &[
         why: "a hint that others freed blocks: without it they are found when memory runs out",
     },
     Explained {
+        file: "heap/slab.rs",
+        text: "load64(hint, Ordering::Relaxed) != 0 && crate::mem::swap64(hint, 0",
+        changes_nothing: true,
+        why: "takes a hint back: without it all slabs are looked at again whenever blocks run out",
+    },
+    Explained {
         file: "heap/settle.rs",
         text: "add64(&self.header.vacated.word",
         changes_nothing: true,
