@@ -114,8 +114,15 @@ impl ManagerHandle {
     pub(super) fn publish(&self, core: &Core) {
         let mut view = self.view();
         view.going_down = core.is_going_down();
-        for (id, node) in &core.nodes {
-            let shown = view.nodes.entry(*id).or_default();
+        if !view.nodes.keys().eq(core.nodes.keys()) {
+            let mut known = std::mem::take(&mut view.nodes);
+            let shown = core.nodes.keys();
+            view.nodes = shown
+                .map(|id| (*id, known.remove(id).unwrap_or_default()))
+                .collect();
+        }
+        // Side by side: there may be many, and this comes with every look at them.
+        for (shown, node) in view.nodes.values_mut().zip(core.nodes.values()) {
             shown.pid = node.life.as_ref().map(|life| life.instance.process().pid);
             shown.joined_in_ns = node.joined_in_ns;
             shown.false_alarms = node.false_alarms;

@@ -96,6 +96,17 @@ impl Judge {
         }
     }
 
+    /// The look at a counter that moves, as it did before: whether that is all there is to say.
+    /// If not, nothing has changed, and [`look`](Self::look) finds out.
+    pub fn beats_on(&mut self, now_ns: u64, beats: u64) -> bool {
+        let is_so = beats != self.beats && self.silence.is_none();
+        if is_so {
+            self.beats = beats;
+            self.changed_ns = now_ns;
+        }
+        is_so
+    }
+
     /// One look at the counter. The accounts of the node's threads are read only if it did not
     /// move: with a healthy node a look costs one load.
     pub fn look(
@@ -270,6 +281,18 @@ mod tests {
             let verdict = judge.look(n * 16 * MS, 2 + n, || panic!("asked"));
             assert_eq!(verdict, Verdict::Alive);
         }
+    }
+
+    #[test]
+    fn a_beat_after_a_silence_is_for_the_whole_look() {
+        let mut judge = judge();
+        assert!(judge.beats_on(16 * MS, 2));
+        assert_eq!(judge.standing().changed_ns, 16 * MS);
+        assert!(!judge.beats_on(32 * MS, 2));
+        assert_eq!(judge.look(32 * MS, 2, Vec::new), Verdict::Silent);
+        assert!(!judge.beats_on(48 * MS, 3), "there was a silence to end");
+        assert_eq!(judge.look(48 * MS, 3, Vec::new), Verdict::Alive);
+        assert!(judge.beats_on(64 * MS, 4));
     }
 
     #[test]
