@@ -24,6 +24,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::{
     Exit, Fence, Instance, PowerControl, Prepared, StartError, StartRequest, kill_and_wait,
 };
+use crate::agent_link::ring;
 use crate::namespace_init;
 use crate::runtime::{NodeFolder, NodeRecord};
 use crate::sys::process::{Ended, Process, ProcessName};
@@ -234,7 +235,9 @@ impl Instance for NamespaceInstance {
     }
 
     fn ring(&self) -> bool {
-        self.doorbell.get().is_some_and(ring)
+        self.doorbell
+            .get()
+            .is_some_and(|bell| ring(bell.as_fd()).is_ok())
     }
 
     fn learn_doorbell(&self, doorbell: OwnedFd) {
@@ -277,12 +280,4 @@ impl Instance for NamespaceInstance {
             .filter_map(|tid| threads::times(pid, *tid))
             .collect()
     }
-}
-
-/// Adds 1 to an eventfd. A full counter means that nobody has looked yet: the bell is ringing.
-pub(super) fn ring(doorbell: &OwnedFd) -> bool {
-    matches!(
-        nix::unistd::write(doorbell, &1u64.to_ne_bytes()),
-        Ok(_) | Err(nix::errno::Errno::EAGAIN)
-    )
 }

@@ -18,10 +18,10 @@ use lupin_abi::event::FencePath;
 use lupin_abi::{Cause, Generation, NodeId};
 use nix::sched::CloneFlags;
 
-use super::namespace::ring;
 use super::{
     Exit, Fence, Instance, PowerControl, Prepared, StartError, StartRequest, kill_and_wait,
 };
+use crate::agent_link::ring;
 use crate::podfile::{Backend, DiskAccess};
 use crate::runtime::{NodeFolder, NodeRecord};
 use crate::sys::process::{Ended, Process, ProcessName};
@@ -390,7 +390,9 @@ impl Instance for VmmInstance {
     }
 
     fn ring(&self) -> bool {
-        self.greeting.get().is_some_and(|g| ring(&g.doorbell))
+        self.greeting
+            .get()
+            .is_some_and(|g| ring(g.doorbell.as_fd()).is_ok())
     }
 
     fn exit(&self) -> Exit {
