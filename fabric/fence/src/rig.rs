@@ -85,6 +85,8 @@ pub enum RoundError {
     Gone(String),
     #[error("--node kernel needs --kernel and --initramfs; `cargo xtask fence --nested` has both")]
     NoKernel,
+    #[error("a node that was left alive did not run for {} s, so that nothing could be seen", .0.as_secs())]
+    NotRunning(Duration),
     #[error("interrupted")]
     Interrupted,
 }

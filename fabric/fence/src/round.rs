@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use lupin_abi::event::FencePath;
 use lupin_fabric::power::{Instance, StartRequest};
+use lupin_fabric::sys::threads::ThreadTimes;
 use lupin_report::interrupt;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -17,6 +18,10 @@ const POLITE: Duration = Duration::from_secs(30);
 const IMPATIENT: Duration = Duration::from_millis(20);
 /// How long a node may take to end when a round is over.
 const END: Duration = Duration::from_secs(60);
+/// How long the threads of a node that lives on may take to run once more.
+const RUN: Duration = Duration::from_secs(60);
+/// For so long: many times the tens of nanoseconds from one store to the next.
+const RAN_NS: u64 = 100_000;
 /// So many stores of each processor make a node that stores.
 const STORING: u64 = 100;
 
@@ -117,7 +122,7 @@ pub fn round(rig: &Rig, seat: &mut Seat, way: Way, watch: Duration) -> Result<Sa
     let at_fence = rig.counters(seat)?;
     seat.generation += 1;
     entry.set_generation(seat.generation);
-    let late = late_stores(rig, seat, &at_fence, watch)?;
+    let late = late_stores(rig, seat, &instance, &at_fence, watch)?;
     if way == Way::Polite && instance.0.is_gone() {
         return Err(RoundError::Gone(log(seat)));
     }
@@ -144,7 +149,9 @@ fn wait_storing(
         if is_gone {
             return Err(RoundError::Ended(log(seat)));
         }
-        if storing == before.len() {
+        // Its threads are known once it has said hello; what lives on after a fence is watched by
+        // them.
+        if storing == before.len() && !instance.0.thread_times().is_empty() {
             return Ok(());
         }
         if begin.elapsed() > patience {
@@ -159,23 +166,42 @@ fn wait_storing(
     }
 }
 
-/// How many stores arrive within the time.
+/// How many stores arrive within the time. What still exists of the node must have run meanwhile,
+/// every thread that could store: else nothing was to be seen, and the time does not count.
 fn late_stores(
     rig: &Rig,
     seat: &Seat,
+    instance: &Ended,
     at_fence: &[u64],
     time: Duration,
 ) -> Result<u64, RoundError> {
+    let threads = instance.0.thread_times();
     let begin = Instant::now();
     loop {
         let now = rig.counters(seat)?;
         let late = now.iter().zip(at_fence).map(|(n, a)| n.wrapping_sub(*a));
         let late = late.fold(0, u64::saturating_add);
-        if late > 0 || begin.elapsed() > time {
+        let waited = begin.elapsed();
+        if late > 0 || (waited > time && have_run(instance, &threads)) {
             return Ok(late);
+        }
+        if waited > RUN {
+            return Err(RoundError::NotRunning(RUN));
         }
         std::thread::sleep(Duration::from_micros(100));
     }
+}
+
+/// Whether each of these threads has run since its account was read, or is gone.
+fn have_run(instance: &Ended, before: &[ThreadTimes]) -> bool {
+    if instance.0.is_gone() {
+        return true;
+    }
+    let now = instance.0.thread_times();
+    before.iter().all(|before| {
+        let now = now.iter().find(|now| now.tid == before.tid);
+        now.is_none_or(|now| now.run_ns >= before.run_ns + RAN_NS)
+    })
 }
 
 /// What the node's process and its console say.
