@@ -15,12 +15,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use lupin_report::Report;
+use lupin_report::{Report, interrupt};
 
 /// Measure how fast a pod of namespace nodes notices failures.
 ///
 /// Needs root. A missed bar of speed is shown and exits with 0; a false kill, or a failure that
-/// nobody noticed, exits with 1; 3 means that the measurement could not be made.
+/// nobody noticed, exits with 1; 3 means that the measurement could not be made, and 130 that you
+/// stopped it, with its pod.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
 struct Cli {
@@ -78,7 +79,14 @@ impl Common {
 }
 
 fn main() -> ExitCode {
-    let (report, json) = match Cli::parse().suite {
+    let suite = Cli::parse().suite;
+    // The application inside a node ends with its node.
+    let is_application = matches!(suite, Suite::Watch { .. });
+    if !is_application && let Err(error) = interrupt::catch() {
+        eprintln!("error: cannot catch signals: {error}");
+        return ExitCode::from(3);
+    }
+    let (report, json) = match suite {
         Suite::Watch { file } => {
             return match watcher::watch(&file) {
                 Ok(()) => ExitCode::SUCCESS,
@@ -104,11 +112,12 @@ fn main() -> ExitCode {
         Suite::Scale(args) => (args.run(), args.common.json.clone()),
     };
     let finish = |report: Report| report.finish(json.as_deref());
-    report.map_or_else(
-        |error| {
+    match report {
+        Ok(report) => finish(report),
+        Err(_) if interrupt::is_requested() => interrupt::exit(),
+        Err(error) => {
             eprintln!("error: {error}");
             ExitCode::from(3)
-        },
-        finish,
-    )
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use lupin_fabric::agent_link::ExecSpec;
 use lupin_fabric::api::{Client, ClientError, NodeStatus, PodStatus};
 use lupin_fabric::runtime::RuntimeFolder;
 use lupin_fabric::sys::process::Process;
+use lupin_report::interrupt;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -37,6 +39,9 @@ pub enum RigError {
         /// Why it failed.
         source: io::Error,
     },
+    /// Ctrl-C.
+    #[error("interrupted")]
+    Interrupted,
     /// Something did not happen.
     #[error("{what} did not happen within {} s; the manager's log says:\n{log}", PATIENCE.as_secs())]
     Late {
@@ -86,6 +91,8 @@ impl Rig {
             .arg(folder.path().join("log"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
+            // Ctrl-C at a terminal is for us: we end the pod.
+            .process_group(0)
             .spawn()
             .map_err(system("start lupin-fabricd"))?;
         let mut rig = Self {
@@ -144,6 +151,7 @@ impl Rig {
     ) -> Result<T, RigError> {
         let begin = Instant::now();
         loop {
+            go_on()?;
             if let Some(value) = happens(self)? {
                 return Ok(value);
             }
@@ -234,6 +242,14 @@ impl Rig {
             Ok(found.copied())
         })
     }
+}
+
+/// Whether to go on: not after Ctrl-C.
+pub fn go_on() -> Result<(), RigError> {
+    if interrupt::is_requested() {
+        return Err(RigError::Interrupted);
+    }
+    Ok(())
 }
 
 /// Sends a signal to a process of the pod.

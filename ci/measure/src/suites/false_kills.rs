@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::Progress;
-use crate::rig::{Rig, RigError, signal, system};
+use crate::rig::{Rig, RigError, go_on, signal, system};
 
 /// What keeps a node busy.
 const BUSY: [&str; 3] = ["sh", "-c", "while :; do :; done"];
@@ -74,6 +74,7 @@ impl FalseKills {
         let mut progress = Progress::new("hangs among busy nodes");
         let mut injected = Vec::new();
         while begin.elapsed() < all || injected.len() < self.hangs as usize {
+            go_on()?;
             pod.keep_busy()?;
             let share = begin.elapsed().as_secs_f64() / all.as_secs_f64();
             let due = (share * f64::from(self.hangs)) as usize;
@@ -180,6 +181,7 @@ impl<'a> Busy<'a> {
             return Ok(None);
         }
         while !self.failures.contains_key(&life) && begin.elapsed() < FOUND {
+            go_on()?;
             std::thread::sleep(Duration::from_millis(5));
             self.look();
         }

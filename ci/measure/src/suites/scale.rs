@@ -15,7 +15,7 @@ use lupin_report::{Bar, Report, Row};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{Progress, Times};
-use crate::rig::{RigError, system};
+use crate::rig::{RigError, go_on, system};
 use crate::simulated::{Heart, Simulation};
 
 const PERIOD: Duration = Duration::from_millis(8);
@@ -172,6 +172,7 @@ fn find(fabric: &FabricSection, seen: u64, node: NodeId) -> Option<Event> {
 fn wait<T>(what: &str, mut happens: impl FnMut() -> Option<T>) -> Result<T, RigError> {
     let begin = Instant::now();
     loop {
+        go_on()?;
         if let Some(value) = happens() {
             return Ok(value);
         }
