@@ -26,14 +26,18 @@
 //! | [`manager`] | the state machine and the loop that drives it |
 //! | [`power`] | how nodes are started, fenced, rung and killed |
 //! | [`api`] | what operators and programs may ask of a running manager |
+//! | [`http`] | the same for programs that speak HTTP |
+//! | [`metrics`] | what a monitoring system collects |
 //! | [`agent_link`] | the connection to the agent inside a node |
 //! | [`vmm_protocol`] | what manager and VMM process say to each other |
 //! | [`sys`] | processes, threads and time of the host |
 
 pub mod agent_link;
 pub mod api;
+pub mod http;
 pub mod manager;
 pub mod memory;
+pub mod metrics;
 pub mod namespace_init;
 pub mod podfile;
 pub mod power;

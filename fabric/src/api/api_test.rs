@@ -155,7 +155,7 @@ fn requests_reach_the_manager_by_name_or_id() {
     let bench = bench();
     let socket = bench.folder.path().join(CONTROL_SOCKET);
     let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(mode & 0o777, 0o660);
     let mut client = bench.client();
     let mut status = client.status().unwrap();
     let usage = status.nodes[0].usage.take();

@@ -11,8 +11,10 @@ use lupin_abi::event::Cause;
 use lupin_abi::fabric::{FabricSection, NodeState};
 use lupin_abi::{Generation, NodeId};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::agent_link::AgentLink;
+use crate::http::openapi;
 use crate::sys::usage::Usage;
 
 /// What a manager can be asked to do.
@@ -147,13 +149,14 @@ pub enum PodPhase {
 }
 
 /// A snapshot of a pod.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PodStatus {
     /// The pod's name.
     pub pod: String,
     /// The pod's random id, in hexadecimal: new at every format.
     pub pod_id: String,
     /// Where it stands.
+    #[schema(value_type = openapi::PodPhase)]
     pub phase: PodPhase,
     /// Process id of the manager.
     pub manager_pid: u32,
@@ -162,8 +165,10 @@ pub struct PodStatus {
     /// Process id of the manager that stands by, if there is one.
     pub backup_pid: Option<u32>,
     /// The pod file in use.
+    #[schema(value_type = String)]
     pub pod_file: PathBuf,
     /// The pod memory.
+    #[schema(value_type = String)]
     pub memory: PathBuf,
     /// Size of the pod memory, in bytes.
     pub memory_bytes: u64,
@@ -197,7 +202,7 @@ impl PodStatus {
 }
 
 /// A snapshot of one node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NodeStatus {
     /// Node number.
     pub id: u32,
@@ -206,10 +211,12 @@ pub struct NodeStatus {
     /// Which backend runs it: `kvm` or `namespace`.
     pub backend: String,
     /// Where it stands in its life.
+    #[schema(value_type = openapi::State)]
     pub state: NodeState,
     /// Its current generation; 0 if it never lived.
     pub generation: Generation,
     /// Why it last failed.
+    #[schema(value_type = openapi::FailureCause)]
     pub cause: Cause,
     /// How often it was started again.
     pub restarts: u32,
@@ -220,6 +227,7 @@ pub struct NodeStatus {
     /// Process id of its VMM, or of its init.
     pub pid: Option<u32>,
     /// Its runtime folder: console log, sockets.
+    #[schema(value_type = String)]
     pub folder: PathBuf,
     /// What an operator should know about it, if anything; why it did not start, for example.
     pub detail: Option<String>,
@@ -236,7 +244,7 @@ pub struct NodeStatus {
 }
 
 /// How a node stands with its deadline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HeartbeatStatus {
     /// How long ago the manager saw it beat, in nanoseconds.
     pub age_ns: u64,

@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,12 +17,11 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
-use nix::sys::{socket, stat};
 
 use super::control::{ControlError, PodControl};
 use super::serve::serve;
 use super::wire::Reply;
+use crate::sys::socket::listen;
 
 /// Most connections at once.
 pub const MAX_CLIENTS: usize = 64;
@@ -53,8 +51,8 @@ pub(super) struct Clients {
 pub(super) struct StreamPermit<'a>(&'a AtomicUsize);
 
 impl Server {
-    /// Listens on `socket` (created with mode 0600; a stale one is replaced, so the caller holds
-    /// the pod's lock) and serves clients from threads of its own.
+    /// Listens on `socket` (for its owner and the group of its folder; a stale one is replaced, so
+    /// the caller holds the pod's lock) and serves clients from threads of its own.
     ///
     /// # Errors
     /// If the socket cannot be created.
@@ -117,34 +115,6 @@ impl Drop for StreamPermit<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// A listening socket of mode 0600.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    let address = UnixAddr::new(path).map_err(|_| {
-        let text = format!("{} is too long for a socket's path", path.display());
-        io::Error::new(io::ErrorKind::InvalidInput, text)
-    })?;
-    match std::fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.file_type().is_socket() => std::fs::remove_file(path)?,
-        Ok(_) => {
-            let text = format!("{} is in the way and not a socket", path.display());
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
-        }
-        Err(_) => {}
-    }
-    let fd = socket::socket(
-        AddressFamily::Unix,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        None,
-    )?;
-    // Before the bind, so that there is no moment with another mode: Linux gives the file the
-    // mode of the socket.
-    stat::fchmod(&fd, stat::Mode::from_bits_truncate(0o600))?;
-    socket::bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &address)?;
-    socket::listen(&fd, Backlog::new(64)?)?;
-    Ok(fd.into())
 }
 
 fn accept(

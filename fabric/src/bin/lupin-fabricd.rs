@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
@@ -11,14 +12,17 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use lupin_fabric::api::{PodControl, Server};
+use lupin_fabric::http::token::Token;
+use lupin_fabric::http::{self, API_SOCKET, HttpServer, openapi};
 use lupin_fabric::manager::{Backends, Manager, ManagerError, ManagerHandle};
 use lupin_fabric::namespace_init::{self, NamespaceInit};
-use lupin_fabric::podfile::{HostLimits, Pod};
+use lupin_fabric::podfile::{Api, HostLimits, Pod};
 use lupin_fabric::power::namespace::NamespacePower;
 use lupin_fabric::power::vmm::VmmPower;
-use lupin_fabric::runtime::{DEFAULT_RUNTIME_DIR, RUNTIME_DIR_ENV, RuntimeError};
+use lupin_fabric::runtime::{DEFAULT_RUNTIME_DIR, RUNTIME_DIR_ENV, RuntimeError, RuntimeFolder};
 use lupin_fabric::standby::{self, Ending, StandbyError};
 use lupin_fabric::sys::spawn::beside;
+use lupin_fabric::sys::{journal, notify};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// The fabric manager of a Lupin pod.
@@ -47,6 +51,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Print the description (OpenAPI) of the HTTP interface.
+    Openapi,
     /// Become the agent of a namespace node. Used by the manager itself.
     #[command(hide = true)]
     NamespaceInit {
@@ -146,6 +152,10 @@ impl From<StandbyError> for Failure {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Some(Command::Openapi) = cli.command {
+        print!("{}", openapi::document());
+        return ExitCode::SUCCESS;
+    }
     if let Some(Command::NamespaceInit {
         hostname,
         run,
@@ -186,6 +196,8 @@ fn serve(args: Serve) -> Result<(), Failure> {
     pod.check_host(&HostLimits::of_this_host(&pod))
         .map_err(|e| Failure::new(2, e))?;
     let wants_backup = pod.backup.wanted;
+    let api = pod.api.clone();
+    let tcp = http_over_tcp(&pod, &args)?;
     let init = std::env::current_exe().map_err(|e| Failure::new(1, e))?;
     let backends = Backends {
         kvm: Arc::new(VmmPower {
@@ -208,6 +220,7 @@ fn serve(args: Serve) -> Result<(), Failure> {
     let socket = manager.runtime().control_socket();
     let server = Server::start(handle, &socket)
         .map_err(|e| Failure::new(1, format!("cannot serve {}: {e}", socket.display())))?;
+    let http = serve_http(&api, tcp, &manager)?;
     log::info!(
         "in charge of {}{}",
         manager.runtime().path().display(),
@@ -220,13 +233,61 @@ fn serve(args: Serve) -> Result<(), Failure> {
     if let Some(mut ready) = ready {
         let _ = ready.write_all(b"ready\n");
     }
-    notify_service_manager();
+    tell_service_manager(manager.handle());
     if wants_backup {
         keep_backup(backup, manager.handle())?;
     }
     let outcome = manager.run();
+    drop(http);
     drop(server);
     outcome.map_err(Failure::from)
+}
+
+/// Where HTTP is served over TCP. A token that cannot be used stops an operator's start, and not a
+/// manager that nodes wait for.
+fn http_over_tcp(pod: &Pod, args: &Serve) -> Result<Option<(SocketAddr, Token)>, Failure> {
+    match http::tcp_of(&pod.api) {
+        Ok(tcp) => Ok(tcp),
+        Err(e)
+            if args.standby || RuntimeFolder::needs_manager(&args.runtime_dir.join(&pod.name)) =>
+        {
+            log::error!("HTTP is not served over TCP: {e}");
+            Ok(None)
+        }
+        Err(e) => Err(Failure::new(2, e)),
+    }
+}
+
+/// Serves HTTP as the pod file says. A pod that is taken over is worth more than its interface.
+fn serve_http(
+    api: &Api,
+    tcp: Option<(SocketAddr, Token)>,
+    manager: &Manager,
+) -> Result<Option<HttpServer>, Failure> {
+    let socket = api
+        .socket
+        .then(|| manager.runtime().path().join(API_SOCKET));
+    if socket.is_none() && tcp.is_none() {
+        return Ok(None);
+    }
+    let options = http::Options {
+        socket,
+        tcp,
+        patience: http::Patience::default(),
+    };
+    match HttpServer::start(manager.handle(), options) {
+        Ok(server) => {
+            if let Some(address) = server.tcp() {
+                log::info!("HTTP is served on {address}, unencrypted and with a token");
+            }
+            Ok(Some(server))
+        }
+        Err(e) if manager.is_takeover() => {
+            log::error!("HTTP is not served: {e}");
+            Ok(None)
+        }
+        Err(e) => Err(Failure::new(1, format!("cannot serve HTTP: {e}"))),
+    }
 }
 
 /// Takes charge of the pod: at once, or as a backup when the time comes; `None` if it never does.
@@ -266,7 +327,9 @@ fn backup_command(args: &Serve) -> Result<std::process::Command, Failure> {
     // A group of its own: Ctrl-C at a terminal brings the pod down, which is not its business.
     command.stdin(Stdio::null()).process_group(0);
     // It is not what a service manager waits for.
-    command.env_remove("NOTIFY_SOCKET");
+    for variable in notify::VARIABLES {
+        command.env_remove(variable);
+    }
     Ok(command)
 }
 
@@ -310,6 +373,9 @@ fn start_log(args: &Serve) -> Result<(), Failure> {
             .open(path)
             .map_err(|e| Failure::new(2, format!("cannot log to {}: {e}", path.display())))?;
         builder.target(env_logger::Target::Pipe(Box::new(file)));
+    } else if journal::connected() {
+        builder
+            .format(|out, record| journal::write(out, record.level(), &record.args().to_string()));
     }
     builder.init();
     Ok(())
@@ -329,6 +395,8 @@ fn watch_signals(handle: Arc<impl PodControl + 'static>, grace: Duration) -> Res
                 continue;
             }
             log::info!("signal {signal}: bringing the pod down");
+            // Best effort: it sees us end in any case.
+            let _ = notify::notify("STOPPING=1\n");
             handle.down(grace);
             grace = Duration::ZERO;
         }
@@ -340,21 +408,21 @@ fn watch_signals(handle: Arc<impl PodControl + 'static>, grace: Duration) -> Res
     Ok(())
 }
 
-/// `READY=1` to the socket that systemd and its like name in the environment.
-fn notify_service_manager() {
-    use std::os::linux::net::SocketAddrExt;
-    use std::os::unix::ffi::OsStrExt;
-    use std::os::unix::net::{SocketAddr, UnixDatagram};
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+/// Tells the service manager, if there is one, that we are in charge, and from then on that the
+/// loop moves, if it wants to know.
+fn tell_service_manager(handle: Arc<ManagerHandle>) {
+    if let Err(e) = notify::notify("READY=1\n") {
+        log::warn!("the service manager cannot be told that we are ready: {e}");
+    }
+    let Some(limit) = notify::watchdog() else {
         return;
     };
-    let address = match path.as_bytes() {
-        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
-        _ => SocketAddr::from_pathname(&path),
-    };
-    let sent =
-        address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(b"READY=1\n", &address));
-    if let Err(e) = sent {
-        log::warn!("cannot tell {} that we are ready: {e}", path.display());
+    let beat = move || handle.fabric().state().manager_beat();
+    let spawned = std::thread::Builder::new()
+        .name("watchdog".into())
+        .spawn(move || notify::keep_watchdog(limit, beat));
+    if let Err(e) = spawned {
+        // It will end us in time, and start a manager that can.
+        log::error!("nobody tells the service manager that we live: {e}");
     }
 }

@@ -12,7 +12,8 @@ use lupin_abi::layout::{GRANULE, MAX_POD_NAME, MIN_SYSTEM_SIZE, PodHeader};
 use super::raw::{self, BackendKind, RestartKind};
 use super::size::{Size, display};
 use super::{
-    Backend, Backup, Guest, Heartbeat, Memory, Node, Pod, PodFileError, Restart, base_of, disks,
+    Api, ApiTcp, Backend, Backup, Guest, Heartbeat, Memory, Node, Pod, PodFileError, Restart,
+    base_of, disks,
 };
 
 /// Longest name of a node: it is a folder name and part of socket paths.
@@ -107,6 +108,7 @@ pub(super) fn check(raw: raw::PodFile, file: &Path) -> Result<Pod, PodFileError>
     let fence_ms = raw.fence.timeout_ms;
     let fence_timeout = check_ms(&complain, "fence.timeout_ms", fence_ms, 1, 60_000, 200)?;
     let backup = check_backup(&complain, &raw.manager, &heartbeat)?;
+    let api = check_api(&complain, &raw.api, &base)?;
     let nodes = check_nodes(&complain, &raw, &base)?;
     disks::check_sharing(&complain, &nodes)?;
     let highest = nodes.last().map_or(0, |node| node.id.get());
@@ -139,6 +141,7 @@ pub(super) fn check(raw: raw::PodFile, file: &Path) -> Result<Pod, PodFileError>
         heartbeat,
         fence_timeout,
         backup,
+        api,
         nodes,
     })
 }
@@ -192,6 +195,35 @@ fn check_memory(
         system: complain.whole_granules("memory.system", system, MIN_SYSTEM_SIZE)?,
         node_capacity,
     })
+}
+
+fn check_api(complain: &Complaint<'_>, raw: &raw::Api, base: &Path) -> Result<Api, PodFileError> {
+    let tcp = match (&raw.listen, &raw.token_file) {
+        (None, None) => None,
+        (Some(listen), Some(token_file)) => {
+            let listen = listen.parse().map_err(|_| {
+                let advice = "use an address with a port, such as \"127.0.0.1:7400\"";
+                let value = format_args!("{listen:?}");
+                complain.about("api.listen", value, "it is not an address", advice)
+            })?;
+            let token_file = base.join(token_file);
+            Some(ApiTcp { listen, token_file })
+        }
+        (Some(listen), None) => {
+            let problem = "whoever reaches this address could end the pod";
+            let advice = "add api.token_file, a file that only its owner can read";
+            let value = format_args!("{listen:?}");
+            return Err(complain.about("api.listen", value, problem, advice));
+        }
+        (None, Some(file)) => {
+            let problem = "it is for TCP, and api.listen is not there";
+            let advice = "add api.listen, or leave the token out";
+            let value = format_args!("{file:?}");
+            return Err(complain.about("api.token_file", value, problem, advice));
+        }
+    };
+    let socket = raw.socket;
+    Ok(Api { socket, tcp })
 }
 
 /// A number of milliseconds between two bounds.

@@ -19,6 +19,7 @@ pub mod size;
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub struct Pod {
     pub fence_timeout: Duration,
     /// Whether a second manager stands by.
     pub backup: Backup,
+    /// Who may ask by HTTP.
+    pub api: Api,
     /// The nodes, by id.
     pub nodes: Vec<Node>,
 }
@@ -66,6 +69,24 @@ pub struct Backup {
     pub wanted: bool,
     /// How long a manager may show no work before its backup ends it and takes over.
     pub timeout: Duration,
+}
+
+/// The `[api]` table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Api {
+    /// Whether HTTP is served on a UNIX socket in the runtime folder.
+    pub socket: bool,
+    /// Whether it is served over TCP.
+    pub tcp: Option<ApiTcp>,
+}
+
+/// HTTP over TCP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiTcp {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// The file with the token that clients must show; absolute.
+    pub token_file: PathBuf,
 }
 
 /// The `[heartbeat]` table.

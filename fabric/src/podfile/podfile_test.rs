@@ -292,3 +292,28 @@ fn an_unreadable_file_is_named() {
     let error = Pod::load(Path::new("/nonexistent/pod.toml")).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/pod.toml"));
 }
+
+#[test]
+fn http_is_local_unless_asked_for_with_a_token() {
+    let pod = parse(GOOD).unwrap();
+    assert_eq!((pod.api.socket, pod.api.tcp), (true, None));
+    let with = |api: &str| GOOD.replacen("[defaults]", &format!("[api]\n{api}\n[defaults]"), 1);
+    let pod = parse(&with("socket = false")).unwrap();
+    assert!(!pod.api.socket);
+    let pod = parse(&with("listen = \"[::1]:7400\"\ntoken_file = \"t\"")).unwrap();
+    let tcp = pod.api.tcp.unwrap();
+    assert_eq!(tcp.listen, "[::1]:7400".parse().unwrap());
+    assert_eq!(tcp.token_file, Path::new("/pods/t"));
+    for (api, words) in [
+        ("listen = \"127.0.0.1:7400\"", "api.token_file"),
+        ("token_file = \"t\"", "api.listen"),
+        (
+            "listen = \"localhost\"\ntoken_file = \"t\"",
+            "127.0.0.1:7400",
+        ),
+        ("port = 7400", "unknown field `port`"),
+    ] {
+        let error = parse(&with(api)).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}

@@ -16,6 +16,8 @@ pub(super) struct PodFile {
     #[serde(default)]
     pub manager: Manager,
     #[serde(default)]
+    pub api: Api,
+    #[serde(default)]
     pub defaults: Settings,
     #[serde(default, rename = "node")]
     pub nodes: Vec<Node>,
@@ -69,6 +71,24 @@ impl Default for Fence {
 pub(super) struct Manager {
     pub backup: bool,
     pub backup_timeout_ms: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Api {
+    pub socket: bool,
+    pub listen: Option<String>,
+    pub token_file: Option<String>,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self {
+            socket: true,
+            listen: None,
+            token_file: None,
+        }
+    }
 }
 
 /// The keys that `[defaults]` and `[[node]]` have in common. They are spelled out twice because

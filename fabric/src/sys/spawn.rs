@@ -22,6 +22,7 @@ use nix::sched::CloneFlags;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::pipe2;
 
+use super::notify;
 use super::process::{Process, ProcessName, start_time};
 
 /// What to start.
@@ -61,7 +62,7 @@ pub fn hold(program: &Program<'_>) -> io::Result<Held> {
     let mut variables = Vec::new();
     for (key, value) in std::env::vars_os() {
         // Addressed to the manager by its service manager, not to nodes.
-        if key == "NOTIFY_SOCKET" {
+        if notify::VARIABLES.iter().any(|name| key == *name) {
             continue;
         }
         let mut variable = key;
@@ -121,6 +122,7 @@ pub fn hold(program: &Program<'_>) -> io::Result<Held> {
     let pid = cloned? as u32;
     // SAFETY: the clone succeeded, so the kernel stored a new descriptor that nobody else owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    expose(pid);
     let name = ProcessName {
         pid,
         // Our child exists until we reap it, and so does its entry.
@@ -131,6 +133,15 @@ pub fn hold(program: &Program<'_>) -> io::Result<Held> {
         go: File::from(go_write),
         failure: File::from(failure_read),
     })
+}
+
+/// A service manager may shield the manager from being killed for want of memory; its nodes, which
+/// take the memory, are not to inherit that. Best effort: it decides only who is killed first.
+fn expose(pid: u32) {
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    if own.starts_with('-') {
+        let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "0");
+    }
 }
 
 impl Held {

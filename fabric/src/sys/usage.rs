@@ -3,6 +3,7 @@
 use std::fs;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::threads;
 
@@ -11,7 +12,7 @@ const MOST_PROCESSES: usize = 4096;
 
 /// What a process and all its descendants take. The times are sums over the threads that live:
 /// take differences of two looks, and expect them to shrink when a process ends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Usage {
     /// Resident memory, in bytes; what processes share counts once for each.
     pub memory_bytes: u64,
