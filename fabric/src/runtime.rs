@@ -1,13 +1,14 @@
 //! The pod's runtime folder: everything about a running pod that is not in pod memory.
 //!
 //! ```text
-//! /run/lupin/pods/<pod>/          mode 0700
-//!   fabricd.lock                  flock: one manager
-//!   fabricd.sock                  control interface
+//! /run/lupin/pods/<pod>/          mode 0700; 0750 for the group `lupin` if there is one
+//!   fabricd.lock                  flock: one manager; its pid, start time, and boot of the host
+//!   fabricd.sock                  control interface; mode 0660
+//!   api.sock                      HTTP; mode 0660
 //!   fabricd.log
 //!   pod.toml                      the pod file as it is used
 //!   manager.json                  which boot of the host, which pod memory: is this a take-over?
-//!   nodes/<name>/
+//!   nodes/<name>/                 mode 0700
 //!     node.json                   the process that runs the node
 //!     intent.json                 what an operator wants to happen after a life
 //!     console.log                 what the node wrote
@@ -16,6 +17,9 @@
 //! ```
 //!
 //! Records are written to a temporary name and renamed: a reader finds the old or the new one.
+//!
+//! A pid and a start time name a process of one boot only. What a manager of an earlier boot left is
+//! never believed, and removed by the next manager, where the folder outlives boots.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -27,6 +31,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::api::CONTROL_SOCKET;
+use crate::http::API_SOCKET;
 use crate::sys::process::{ProcessName, host_boot_id, start_time};
 use crate::vmm_protocol;
 
@@ -34,6 +39,8 @@ use crate::vmm_protocol;
 pub const DEFAULT_RUNTIME_DIR: &str = "/run/lupin/pods";
 /// Environment variable that overrides [`DEFAULT_RUNTIME_DIR`].
 pub const RUNTIME_DIR_ENV: &str = "LUPIN_RUNTIME_DIR";
+/// The group whose members may use the sockets of a manager that runs as root.
+pub const GROUP: &str = "lupin";
 
 /// Longest path of a UNIX socket, without the closing zero.
 const MAX_SOCKET_PATH: usize = 107;
@@ -162,7 +169,7 @@ impl RuntimeFolder {
                 length,
             });
         }
-        make_private(&path)?;
+        make_folder(&path, operators())?;
         let lock_path = path.join("fabricd.lock");
         let lock = OpenOptions::new()
             .read(true)
@@ -185,23 +192,30 @@ impl RuntimeFolder {
                 return Err(failed(&lock_path, "lock the lock file")(e));
             }
         }
+        let nodes = path.join("nodes");
+        make_folder(&nodes, None)?;
+        let boot = host_boot_id();
+        let text = fs::read_to_string(&lock_path).unwrap_or_default();
+        if !text.is_empty() && text.lines().nth(2) != Some(&boot) {
+            remove_stale(&path, &nodes)?;
+        }
+        // Comes last: whoever dies before leaves the removal to the next.
         let pid = std::process::id();
         let start_time = start_time(pid).unwrap_or_default();
-        fs::write(&lock_path, format!("{pid}\n{start_time}\n"))
+        fs::write(&lock_path, format!("{pid}\n{start_time}\n{boot}\n"))
             .map_err(failed(&lock_path, "write the lock file"))?;
-        let nodes = path.join("nodes");
-        make_private(&nodes)?;
         Ok(Self { path, _lock: lock })
     }
 
-    /// Who took the lock last: the manager of the pod in `folder`, if it still runs.
+    /// Who took the lock last in this boot: the manager of the pod in `folder`, if it still runs.
     pub fn last_manager(folder: &Path) -> Option<ProcessName> {
         let text = fs::read_to_string(folder.join("fabricd.lock")).ok()?;
         let mut lines = text.lines();
-        Some(ProcessName {
+        let name = ProcessName {
             pid: lines.next()?.parse().ok()?,
             start_time: lines.next()?.parse().ok()?,
-        })
+        };
+        (lines.next()? == host_boot_id()).then_some(name)
     }
 
     /// Whether the pod in `folder` was left without being brought down: it needs a manager.
@@ -255,7 +269,7 @@ impl RuntimeFolder {
     /// Of the file system.
     pub fn node(&self, name: &str) -> Result<NodeFolder, RuntimeError> {
         let path = self.path.join("nodes").join(name);
-        make_private(&path)?;
+        make_folder(&path, None)?;
         Ok(NodeFolder { path })
     }
 
@@ -263,6 +277,7 @@ impl RuntimeFolder {
     pub fn mark_stopped(&self) {
         let _ = fs::remove_file(self.path.join("manager.json"));
         let _ = fs::remove_file(self.control_socket());
+        let _ = fs::remove_file(self.path.join(API_SOCKET));
     }
 }
 
@@ -413,8 +428,58 @@ fn tail(path: &Path, lines: usize) -> Vec<String> {
     all[all.len().saturating_sub(lines)..].to_vec()
 }
 
-/// Makes a folder that is ours alone, with the folders above it.
-fn make_private(path: &Path) -> Result<(), RuntimeError> {
+/// Removes what only means something in the boot in which it was written. Logs stay.
+fn remove_stale(folder: &Path, nodes: &Path) -> Result<(), RuntimeError> {
+    log::info!("{}: left by an earlier boot of this host", folder.display());
+    let remove = |path: PathBuf| match fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(failed(&path, "remove what an earlier boot left")(e))
+        }
+        _ => Ok(()),
+    };
+    let entries = fs::read_dir(nodes).map_err(failed(nodes, "list the folders of nodes"))?;
+    for node in entries.flatten().map(|entry| entry.path()) {
+        for name in [
+            "node.json",
+            vmm_protocol::AGENT_SOCKET,
+            vmm_protocol::CONTROL_SOCKET,
+            vmm_protocol::EXIT_FILE,
+        ] {
+            remove(node.join(name))?;
+        }
+        let run = node.join("run");
+        match fs::remove_dir_all(&run) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(failed(&run, "remove what an earlier boot left")(e));
+            }
+            _ => {}
+        }
+    }
+    for name in [CONTROL_SOCKET, API_SOCKET, "manager.json"] {
+        remove(folder.join(name))?;
+    }
+    Ok(())
+}
+
+/// The group that may enter the folders of pods, for a manager that may give it to them.
+fn operators() -> Option<u32> {
+    if !nix::unistd::geteuid().is_root() {
+        return None;
+    }
+    // Read by hand: the C library's own way loads plugins, which a static program cannot.
+    gid_of(GROUP, &fs::read_to_string("/etc/group").ok()?)
+}
+
+/// The number of a group in the text of `/etc/group`.
+fn gid_of(name: &str, text: &str) -> Option<u32> {
+    let mut lines = text.lines().map(|line| line.split(':'));
+    let mut fields = lines.find(|fields| fields.clone().next() == Some(name))?;
+    fields.nth(2)?.parse().ok()
+}
+
+/// Makes a folder that is ours alone, or that one group may look into as well, with the folders
+/// above it.
+fn make_folder(path: &Path, group: Option<u32>) -> Result<(), RuntimeError> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(failed(parent, "create the folder"))?;
     }
@@ -432,8 +497,17 @@ fn make_private(path: &Path) -> Result<(), RuntimeError> {
             uid: metadata.uid(),
         });
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
-        .map_err(failed(path, "make the folder private"))
+    let set = |mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+            .map_err(failed(path, "set the permissions of the folder"))
+    };
+    let Some(group) = group else {
+        return set(0o700);
+    };
+    // The group first: its mode must not serve another one.
+    std::os::unix::fs::lchown(path, None, Some(group))
+        .map_err(failed(path, "give the folder to its group"))?;
+    set(0o750)
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
@@ -466,82 +540,5 @@ fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Runtim
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_manager_a_folder_and_the_second_learns_who_has_it() {
-        let base = tempfile::tempdir().unwrap();
-        let first = RuntimeFolder::open(base.path(), "demo", 8).unwrap();
-        let mode = first.path().metadata().unwrap().mode();
-        assert_eq!(mode & 0o777, 0o700);
-        let error = RuntimeFolder::open(base.path(), "demo", 8).unwrap_err();
-        assert!(
-            error.to_string().contains(&std::process::id().to_string()),
-            "{error}"
-        );
-        RuntimeFolder::open(base.path(), "other", 8).unwrap();
-        drop(first);
-        RuntimeFolder::open(base.path(), "demo", 8).unwrap();
-    }
-
-    #[test]
-    fn a_takeover_is_of_the_same_pod_and_not_stopped() {
-        let base = tempfile::tempdir().unwrap();
-        let folder = RuntimeFolder::open(base.path(), "demo", 8).unwrap();
-        assert!(!folder.is_takeover(7));
-        folder.mark_running(7).unwrap();
-        assert!(folder.is_takeover(7));
-        assert!(!folder.is_takeover(8));
-        folder.mark_stopped();
-        assert!(!folder.is_takeover(7));
-    }
-
-    #[test]
-    fn records_are_whole_or_absent_and_of_this_boot() {
-        let base = tempfile::tempdir().unwrap();
-        let folder = RuntimeFolder::open(base.path(), "demo", 8).unwrap();
-        let node = folder.node("n1").unwrap();
-        assert!(node.record().is_none());
-        let mut record = NodeRecord {
-            process: ProcessName {
-                pid: 1,
-                start_time: 2,
-            },
-            host_boot_id: host_boot_id(),
-            generation: 3,
-            backend: "kvm".into(),
-            started_ns: 4,
-        };
-        node.write_record(&record).unwrap();
-        assert_eq!(node.record(), Some(record.clone()));
-        record.host_boot_id = "another boot".into();
-        node.write_record(&record).unwrap();
-        assert!(node.record().is_none());
-        fs::write(node.path().join("node.json"), "{").unwrap();
-        assert!(node.record().is_none());
-    }
-
-    #[test]
-    fn a_path_too_long_for_sockets_is_refused_in_words() {
-        let base = tempfile::tempdir().unwrap();
-        let deep = base.path().join("d".repeat(90));
-        let error = RuntimeFolder::open(&deep, "demo", 8).unwrap_err();
-        assert!(error.to_string().contains("--runtime-dir"), "{error}");
-    }
-
-    #[test]
-    fn the_tail_of_a_console_is_printable_and_short() {
-        let base = tempfile::tempdir().unwrap();
-        let folder = RuntimeFolder::open(base.path(), "demo", 8).unwrap();
-        let node = folder.node("n1").unwrap();
-        assert!(node.console_tail(3).is_empty());
-        fs::write(node.console(), b"one\r\n\ntwo\x1b[0m\xff\nthree").unwrap();
-        assert_eq!(node.console_tail(2), ["two[0m\u{fffd}", "three"]);
-        node.rotate_console().unwrap();
-        assert!(node.console_tail(2).is_empty());
-        node.rotate_console().unwrap();
-        node.clean().unwrap();
-        node.clean().unwrap();
-    }
-}
+#[path = "runtime_test.rs"]
+mod runtime_test;
