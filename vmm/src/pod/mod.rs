@@ -15,6 +15,7 @@ mod record;
 mod steer;
 mod text;
 mod timeline;
+mod top;
 mod up;
 
 use std::ffi::OsString;
@@ -48,6 +49,7 @@ enum PodCommand {
     Down(DownArgs),
     Ps(PsArgs),
     Events(EventsArgs),
+    Top(TopArgs),
     Kill(KillArgs),
     /// Makes a node stand still: its virtual CPUs, or all its processes. That is no failure: no
     /// heartbeat is expected of it until it is resumed. It can be killed meanwhile.
@@ -112,7 +114,8 @@ struct PsArgs {
 
 /// Shows what happened in a pod: nodes started, joined, failed, fenced, restarted.
 ///
-/// Times are relative to the first event shown. The record is kept in pod memory: for a pod that
+/// Times are relative to the first event shown. With --follow, a manager that dies is waited for
+/// to be replaced, with a mark; nothing is missed, and the end of the pod ends it. The record is kept in pod memory: for a pod that
 /// does not run, name its pod file.
 #[derive(Debug, Args)]
 struct EventsArgs {
@@ -130,6 +133,27 @@ struct EventsArgs {
     /// Print JSON: one object an event, one line each.
     #[arg(long)]
     json: bool,
+}
+
+/// Shows the nodes of a pod as they are now, again and again, and what happens below.
+///
+/// BEAT is the time since a node's last heartbeat; LEFT how much it has left until it is called
+/// hung, which shrinks only while it could run; STEAL how much of the time in which it wanted a
+/// processor it waited for one. Keys: q quit, up and down select, k kill (asks before). A new
+/// manager of the pod is found by itself. Prints plain text if standard output is no terminal.
+#[derive(Debug, Args)]
+struct TopArgs {
+    /// Pod file or name.
+    pod: OsString,
+    /// How often to look.
+    #[arg(short, long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
+    interval: Duration,
+    /// Print one look as plain text and end.
+    #[arg(long)]
+    once: bool,
+    /// Print one look after the other as plain text.
+    #[arg(short, long, conflicts_with = "once")]
+    batch: bool,
 }
 
 /// Kills one node, as a test of what the others do; it is started again if its policy says so.
@@ -290,6 +314,7 @@ pub fn run(args: &PodArgs) -> i32 {
         PodCommand::Down(args) => down::down(base, args),
         PodCommand::Ps(args) => ps::ps(base, args),
         PodCommand::Events(args) => events::events(base, args),
+        PodCommand::Top(args) => top::top(base, args),
         PodCommand::Kill(args) => kill(base, args),
         PodCommand::Pause(args) => steer::pause(base, args),
         PodCommand::Resume(args) => steer::resume(base, args),

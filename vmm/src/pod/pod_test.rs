@@ -158,6 +158,10 @@ fn commands_end_with_the_status_that_the_help_promises() {
     assert_eq!(bench.run(&["ps", "demo", "--json"]), status::OK);
     assert_eq!(bench.run(&["ps", &file]), status::OK);
     assert_eq!(bench.run(&["ps", "demo", "--wide"]), status::OK);
+    assert_eq!(
+        bench.run(&["top", "demo", "--once", "--interval", "100ms"]),
+        status::OK
+    );
     assert_eq!(bench.run(&["events", "demo"]), status::OK);
     assert_eq!(
         bench.run(&["events", "demo", "--json", "--node", "n1"]),
@@ -191,6 +195,7 @@ fn commands_end_with_the_status_that_the_help_promises() {
     for words in [
         &["down", "demo"][..],
         &["ps", "demo"],
+        &["top", "demo", "--once"],
         &["kill", "demo", "n1"],
     ] {
         assert_eq!(bench.run(words), status::NOT_RUNNING, "{words:?}");
