@@ -193,7 +193,7 @@ fn top_prints_plain_text_where_there_is_no_terminal() {
 #[test]
 #[ignore = "needs root and the built products"]
 fn a_token_that_everybody_can_read_is_refused_before_anything_starts() {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::PermissionsExt;
     let pod = create(&namespace_spec("token", 1));
     let toml = std::fs::read_to_string(pod.file()).expect("pod file");
     let api = "\n[api]\nlisten = \"127.0.0.1:0\"\ntoken_file = \"secret\"\n";

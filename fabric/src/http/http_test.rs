@@ -20,7 +20,9 @@ use super::problem::{PROBLEM_JSON, Problem};
 use super::server::MAX_CONNECTIONS;
 use super::*;
 use crate::agent_link::AgentLink;
-use crate::api::{ControlError, HeartbeatStatus, NodeStatus, PodControl, PodPhase, PodStatus};
+use crate::api::{
+    ControlError, HeartbeatStatus, NodeAction, NodeStatus, PodControl, PodPhase, PodStatus,
+};
 use client::{Answer, Stream, ask, get, post};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -69,6 +71,7 @@ impl PodControl for FakeManager {
             memory: "/demo.pod".into(),
             memory_bytes: 0,
             join_timeout_ms: 1000,
+            newest_event: 0,
             nodes: vec![node(3, "n3", true), node(4, "off", false)],
         }
     }
@@ -84,6 +87,19 @@ impl PodControl for FakeManager {
                 node: 4,
                 state: NodeState::Down,
                 why: "only a node that runs can be killed".into(),
+            });
+        }
+        Ok(())
+    }
+
+    fn steer(&self, node: NodeId, action: NodeAction) -> Result<(), ControlError> {
+        let mut asked = self.asked.lock().unwrap();
+        asked.push(format!("{action:?} {node}"));
+        if node.get() == 4 && !matches!(action, NodeAction::Start {}) {
+            return Err(ControlError::WrongState {
+                node: 4,
+                state: NodeState::Down,
+                why: "it does not run".into(),
             });
         }
         Ok(())
@@ -238,6 +254,17 @@ fn every_route_is_described_and_answers_as_it_is_described() {
         ("get", "/openapi.json", get("/openapi.json"), 200),
         ("get", "/healthz", get("/healthz"), 200),
     ];
+    let mut cases = Vec::from(cases);
+    let verbs = ["pause", "resume", "restart", "stop", "start"];
+    let paths = verbs.map(|verb| format!("/v1/nodes/{{node}}/{verb}"));
+    for (verb, path) in verbs.iter().zip(&paths) {
+        let ask = |node: &str| post(&format!("/v1/nodes/{node}/{verb}"), "");
+        cases.push(("post", path, ask("n3"), 202));
+        cases.push(("post", path, ask("n9"), 404));
+        if *verb != "start" {
+            cases.push(("post", path, ask("off"), 409));
+        }
+    }
     for (method, path, request, status) in &cases {
         let answer = bench.ask(request);
         assert_eq!(answer.status, *status, "{method} {path}: {answer:?}");
@@ -249,7 +276,16 @@ fn every_route_is_described_and_answers_as_it_is_described() {
             assert!(asked, "{method} {path} is described and was not asked");
         }
     }
-    assert_eq!(bench.asked(), ["kill 3", "kill 4", "down 20ms"]);
+    let asked = bench.asked();
+    assert_eq!(asked[..3], ["kill 3", "kill 4", "down 20ms"]);
+    for what in [
+        "Pause 3",
+        "Resume 3",
+        "Restart { grace_ms: 5000 } 3",
+        "Start 3",
+    ] {
+        assert!(asked.iter().any(|asked| asked == what), "{asked:?}");
+    }
 }
 
 #[test]

@@ -75,6 +75,8 @@ pub enum Kind {
     TooMany,
     /// The manager failed inside.
     Internal,
+    /// It could not be put on record.
+    NotRecorded,
     /// The node's agent cannot be reached.
     Agent,
     /// The pod is going down.
@@ -85,7 +87,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::BadRequest,
         Self::Unauthorized,
         Self::NoSuchRoute,
@@ -96,6 +98,7 @@ impl Kind {
         Self::TooLarge,
         Self::TooMany,
         Self::Internal,
+        Self::NotRecorded,
         Self::Agent,
         Self::GoingDown,
         Self::Hung,
@@ -164,6 +167,12 @@ impl Kind {
                 "The manager failed inside",
                 "see its log",
             ),
+            Self::NotRecorded => (
+                StatusCode::INSUFFICIENT_STORAGE,
+                "not-recorded",
+                "It could not be put on record",
+                "make room in the runtime folder, and ask again",
+            ),
             Self::Agent => (
                 StatusCode::BAD_GATEWAY,
                 "agent",
@@ -199,6 +208,7 @@ impl From<ControlError> for Problem {
             ControlError::GoingDown => Kind::GoingDown,
             ControlError::Agent { .. } => Kind::Agent,
             ControlError::TooMany { .. } => Kind::TooMany,
+            ControlError::NotRecorded { .. } => Kind::NotRecorded,
             ControlError::BadRequest { .. } => Kind::BadRequest,
             ControlError::Internal { .. } => Kind::Internal,
         };

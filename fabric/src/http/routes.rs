@@ -23,7 +23,7 @@ use super::events::{self, EventsQuery, Format};
 use super::openapi;
 use super::problem::{Kind, Problem};
 use super::token::Token;
-use crate::api::{ControlError, NodeStatus, PodControl, PodPhase, PodStatus};
+use crate::api::{ControlError, NodeAction, NodeStatus, PodControl, PodPhase, PodStatus};
 use crate::metrics::{Metrics, OPENMETRICS};
 
 /// Longest body of a request, in bytes.
@@ -149,7 +149,7 @@ pub struct Accepted {
     pub events_from: u64,
 }
 
-/// How the pod shall be brought down.
+/// How pod or node shall be ended.
 #[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DownRequest {
@@ -188,6 +188,11 @@ pub(super) fn router(app: Arc<App>, token: Option<Token>) -> Router {
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{node}", get(node))
         .route("/v1/nodes/{node}/kill", post(kill))
+        .route("/v1/nodes/{node}/pause", post(pause))
+        .route("/v1/nodes/{node}/resume", post(resume))
+        .route("/v1/nodes/{node}/restart", post(restart))
+        .route("/v1/nodes/{node}/stop", post(stop))
+        .route("/v1/nodes/{node}/start", post(start))
         .route("/v1/events", get(stream))
         .route("/metrics", get(metrics))
         .route("/openapi.json", get(description))
@@ -324,6 +329,113 @@ pub(super) async fn kill(
 ) -> Result<(StatusCode, Json<Accepted>), Problem> {
     let Nothing {} = body(request).await?;
     app.order(node, |control, node| control.kill(node)).await
+}
+
+/// Stops a node's virtual CPUs, or all its processes. A paused node is not a failed one.
+#[utoipa::path(post, path = "/v1/nodes/{node}/pause", tag = "nodes",
+    params(("node" = String, Path, description = "Name or id")),
+    responses(
+        (status = 202, description = "It is on its way", body = Accepted),
+        (status = 404, description = "The pod has no such node", body = Problem),
+        (status = 409, description = "The node's state does not allow it", body = Problem),
+        (status = 503, description = "The pod is going down", body = Problem),
+    ))]
+pub(super) async fn pause(
+    State(app): State<Arc<App>>,
+    node: NodeName,
+    request: Request,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let Nothing {} = body(request).await?;
+    app.order(node, move |control, node| {
+        control.steer(node, NodeAction::Pause {})
+    })
+    .await
+}
+
+/// Lets a paused node run again.
+#[utoipa::path(post, path = "/v1/nodes/{node}/resume", tag = "nodes",
+    params(("node" = String, Path, description = "Name or id")),
+    responses(
+        (status = 202, description = "It is on its way", body = Accepted),
+        (status = 404, description = "The pod has no such node", body = Problem),
+        (status = 409, description = "The node's state does not allow it", body = Problem),
+        (status = 503, description = "The pod is going down", body = Problem),
+    ))]
+pub(super) async fn resume(
+    State(app): State<Arc<App>>,
+    node: NodeName,
+    request: Request,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let Nothing {} = body(request).await?;
+    app.order(node, move |control, node| {
+        control.steer(node, NodeAction::Resume {})
+    })
+    .await
+}
+
+/// Ends a node in an orderly way and starts it again at once, whatever its policy says.
+#[utoipa::path(post, path = "/v1/nodes/{node}/restart", tag = "nodes",
+    params(("node" = String, Path, description = "Name or id")),
+    request_body(content = inline(Option<DownRequest>), content_type = "application/json"),
+    responses(
+        (status = 202, description = "It is on its way", body = Accepted),
+        (status = 404, description = "The pod has no such node", body = Problem),
+        (status = 409, description = "The node's state does not allow it", body = Problem),
+        (status = 503, description = "The pod is going down", body = Problem),
+    ))]
+pub(super) async fn restart(
+    State(app): State<Arc<App>>,
+    node: NodeName,
+    request: Request,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let DownRequest { grace_ms } = body(request).await?;
+    app.order(node, move |control, node| {
+        control.steer(node, NodeAction::Restart { grace_ms })
+    })
+    .await
+}
+
+/// Ends a node in an orderly way and leaves it down.
+#[utoipa::path(post, path = "/v1/nodes/{node}/stop", tag = "nodes",
+    params(("node" = String, Path, description = "Name or id")),
+    request_body(content = inline(Option<DownRequest>), content_type = "application/json"),
+    responses(
+        (status = 202, description = "It is on its way", body = Accepted),
+        (status = 404, description = "The pod has no such node", body = Problem),
+        (status = 409, description = "The node's state does not allow it", body = Problem),
+        (status = 503, description = "The pod is going down", body = Problem),
+    ))]
+pub(super) async fn stop(
+    State(app): State<Arc<App>>,
+    node: NodeName,
+    request: Request,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let DownRequest { grace_ms } = body(request).await?;
+    app.order(node, move |control, node| {
+        control.steer(node, NodeAction::Stop { grace_ms })
+    })
+    .await
+}
+
+/// Starts a node that is down, or that waits for its time to be started again.
+#[utoipa::path(post, path = "/v1/nodes/{node}/start", tag = "nodes",
+    params(("node" = String, Path, description = "Name or id")),
+    responses(
+        (status = 202, description = "It is on its way", body = Accepted),
+        (status = 404, description = "The pod has no such node", body = Problem),
+        (status = 409, description = "The node's state does not allow it", body = Problem),
+        (status = 503, description = "The pod is going down", body = Problem),
+    ))]
+pub(super) async fn start(
+    State(app): State<Arc<App>>,
+    node: NodeName,
+    request: Request,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let Nothing {} = body(request).await?;
+    app.order(node, move |control, node| {
+        control.steer(node, NodeAction::Start {})
+    })
+    .await
 }
 
 /// What happened, from the record in pod memory.

@@ -28,6 +28,7 @@ fn status() -> PodStatus {
         memory: "/demo.pod".into(),
         memory_bytes: 1 << 20,
         join_timeout_ms: 1000,
+        newest_event: 0,
         nodes: vec![NodeStatus {
             id: 2,
             name: "n2".into(),

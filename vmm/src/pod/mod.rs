@@ -139,7 +139,7 @@ struct EventsArgs {
 ///
 /// BEAT is the time since a node's last heartbeat; LEFT how much it has left until it is called
 /// hung, which shrinks only while it could run; STEAL how much of the time in which it wanted a
-/// processor it waited for one. Keys: q quit, up and down select, k kill (asks before). A new
+/// processor it waited for one. Keys: q quit, up and down select, p pause or resume, k kill (asks before). A new
 /// manager of the pod is found by itself. Prints plain text if standard output is no terminal.
 #[derive(Debug, Args)]
 struct TopArgs {

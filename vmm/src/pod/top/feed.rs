@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::time::Duration;
 
 use lupin_fabric::api::client::StreamItem;
-use lupin_fabric::api::{Client, ClientError, PodStatus};
+use lupin_fabric::api::{Client, ClientError, NodeAction, PodStatus};
 
 use crate::pod::place::Place;
 
@@ -31,6 +31,8 @@ pub(super) enum News {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Order {
     Kill(String),
+    Pause(String),
+    Resume(String),
 }
 
 impl Order {
@@ -39,6 +41,14 @@ impl Order {
             Self::Kill(node) => {
                 client.kill(node)?;
                 Ok(format!("{node} is being killed"))
+            }
+            Self::Pause(node) => {
+                client.steer(node, NodeAction::Pause {})?;
+                Ok(format!("{node} is being paused"))
+            }
+            Self::Resume(node) => {
+                client.steer(node, NodeAction::Resume {})?;
+                Ok(format!("{node} is let run again"))
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
+use lupin_abi::fabric::NodeState;
 use lupin_fabric::api::client::StreamItem;
 use lupin_fabric::api::{NodeStatus, PodStatus};
 use lupin_fabric::sys::usage::Usage;
@@ -175,6 +176,15 @@ impl Model {
             KeyCode::PageDown => self.select(|row, _| row + 10),
             KeyCode::Home => self.select(|_, _| 0),
             KeyCode::End => self.select(|_, last| last),
+            KeyCode::Char('p') => {
+                if let Some(node) = self.row().and_then(|row| self.nodes().get(row)) {
+                    let name = node.name.clone();
+                    return Outcome::Do(match node.state {
+                        NodeState::Paused => Order::Resume(name),
+                        _ => Order::Pause(name),
+                    });
+                }
+            }
             KeyCode::Char('k') => {
                 if let Some(id) = self.selected {
                     self.confirm = Some(Order::Kill(self.name(id)));

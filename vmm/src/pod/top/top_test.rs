@@ -56,6 +56,7 @@ fn status(run_ms: u64, delay_ms: u64) -> News {
         memory: "/demo.pod".into(),
         memory_bytes: 0,
         join_timeout_ms: 1000,
+        newest_event: 0,
         nodes: vec![
             node(1, NodeState::Joined, run_ms, delay_ms),
             node(2, NodeState::Down, 0, 0),
@@ -169,6 +170,10 @@ fn arrows_select_and_a_kill_needs_a_yes() {
     // What is said of the selected node, without what a terminal would obey.
     let frame = shown(&mut model, 130, 24, now);
     assert!(frame.contains("n2: a word[2J to the operator"), "{frame}");
+    assert_eq!(
+        press(&mut model, KeyCode::Char('p')),
+        Outcome::Do(Order::Pause("n2".into()))
+    );
     press(&mut model, KeyCode::Char('k'));
     assert!(shown(&mut model, 130, 24, now).contains("Kill n2? y/n"));
     assert_eq!(press(&mut model, KeyCode::Char('q')), Outcome::Stay);

@@ -222,11 +222,13 @@ fn foot(model: &Model) -> Line<'static> {
     if let Some(order) = &model.confirm {
         let question = match order {
             Order::Kill(node) => format!("Kill {node}? y/n"),
+            Order::Pause(node) => format!("Pause {node}? y/n"),
+            Order::Resume(node) => format!("Resume {node}? y/n"),
         };
         return Line::from(Span::from(question).bold().fg(Color::Red));
     }
     if let Some(answer) = &model.answer {
         return Line::from(answer.clone()).fg(Color::Yellow);
     }
-    Line::from("q quit   up/down select   k kill").fg(Color::DarkGray)
+    Line::from("q quit   up/down select   p pause or resume   k kill").fg(Color::DarkGray)
 }
