@@ -117,6 +117,10 @@ fn flag(name: &str) -> u32 {
 }
 
 /// The life of the node program; returns only when it was not started as one.
+#[allow(
+    clippy::zombie_processes,
+    reason = "children of a node's processes end with its namespace, which is what is tested"
+)]
 pub fn node_program() {
     let Ok(mode) = std::env::var(MODE) else {
         return;
