@@ -76,7 +76,7 @@ impl LoomRun {
 /// Executions of a model in the short form, and in the long form, before its search is given up.
 const EXECUTIONS: [u64; 2] = [60_000, 400_000];
 /// The same of a scene that takes long to set up.
-const HEAVY_EXECUTIONS: u64 = 20_000;
+const HEAVY_EXECUTIONS: u64 = 8_000;
 
 impl Model {
     /// What most models are: all actors die, sleepers wait to be woken, and shuttle only. Their
