@@ -10,6 +10,7 @@ use lupin_images::{ImageError, KernelTree};
 use crate::demo::{self, DemoArgs, DemoError};
 use crate::host::{self, RunError, say};
 use crate::nested::{self, Ending, Job, NestedError};
+use crate::package::{self, PackageArgs, PackageError};
 use crate::products::{self, Profile};
 use crate::prover::{self, Prover, ProverArgs};
 use crate::setup::{self, Component, Series};
@@ -40,6 +41,8 @@ enum Command {
     },
     /// Build a guest image (an initramfs) with the agent and the applications
     Image(ImageArgs),
+    /// Build the agent's Debian package
+    Package(PackageArgs),
     /// Run programs in the nested test host: an emulated machine with KVM
     #[command(subcommand)]
     Nested(Nested),
@@ -215,6 +218,18 @@ impl From<ImageError> for Failure {
     }
 }
 
+impl From<PackageError> for Failure {
+    fn from(error: PackageError) -> Self {
+        match error {
+            PackageError::Run(error) => error.into(),
+            error => Self {
+                message: error.to_string(),
+                status: 1,
+            },
+        }
+    }
+}
+
 impl From<TestError> for Failure {
     fn from(error: TestError) -> Self {
         match error {
@@ -264,6 +279,10 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         }
         Command::Image(args) => {
             build_image(args)?;
+            Ok(0)
+        }
+        Command::Package(args) => {
+            println!("{}", package::run(&args)?.display());
             Ok(0)
         }
         Command::Test(args) => Ok(u8::from(!test::run(&args)?)),

@@ -6,6 +6,7 @@ mod fence;
 mod host;
 mod leftovers;
 mod nested;
+mod package;
 #[allow(
     dead_code,
     reason = "the whole-system tests include it too and use more of it"

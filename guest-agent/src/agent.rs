@@ -28,7 +28,7 @@ use crate::identity::{Identity, IdentityError};
 use crate::init::{DEFAULT_GRACE, Role, Shutdown, reap};
 use crate::link::Link;
 use crate::memory::{Attaching, Backend, MemoryError, PodMemory};
-use crate::notify::notify;
+use crate::notify::{notify, watchdog};
 use crate::poll::{Poller, Source};
 use crate::segments::Segments;
 use crate::socket::Server;
@@ -430,6 +430,9 @@ impl Agent {
         let link_is_due = self.link.next_deadline().is_some_and(|at| at <= now);
         if now >= self.next_tick || link_is_due {
             self.link.tick(poller, now);
+        }
+        if now >= self.next_tick {
+            watchdog();
         }
         let Some(pod) = &mut self.pod else {
             if now >= self.next_tick {

@@ -1,4 +1,4 @@
-//! Telling a service manager that the agent is ready (the `sd_notify` protocol).
+//! Telling a service manager that the agent is ready and works (the `sd_notify` protocol).
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
@@ -18,5 +18,12 @@ pub(crate) fn notify(state: &str) {
     let sent = address.and_then(|to| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &to));
     if let Err(error) = sent {
         debug!("service manager: {error}");
+    }
+}
+
+/// Says that the agent works, if the service manager ends services that do not.
+pub(crate) fn watchdog() {
+    if std::env::var_os("WATCHDOG_USEC").is_some() {
+        notify("WATCHDOG=1");
     }
 }

@@ -439,6 +439,12 @@ fn spawn(
         .spawn()
         .map_err(error)?;
     let pid = Pid::from_raw(child.id().cast_signed());
+    // The agent may be exempt from the kernel's killing when memory runs out; commands are not.
+    let exempt = std::fs::read_to_string("/proc/self/oom_score_adj")
+        .is_ok_and(|score| score.starts_with('-'));
+    if exempt && let Err(e) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "0") {
+        debug!("exec: process {pid} keeps the agent's oom_score_adj: {e}");
+    }
     let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
         return Err((libc::EPIPE, "the pipes were not made".into()));
