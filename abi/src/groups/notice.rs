@@ -63,8 +63,6 @@ pub enum End {
     Killed(i32),
     /// Its node failed.
     Node,
-    /// The thread ended; its process lives on.
-    Thread,
 }
 
 impl End {
@@ -82,7 +80,6 @@ impl End {
             Self::Exited(code) => (1, code),
             Self::Killed(signal) => (2, signal),
             Self::Node => (3, 0),
-            Self::Thread => (4, 0),
         };
         tag | (value as u32 as u64) << 32
     }
@@ -93,7 +90,6 @@ impl End {
             1 => Self::Exited(value),
             2 => Self::Killed(value),
             3 => Self::Node,
-            4 => Self::Thread,
             _ => Self::Unknown,
         }
     }

@@ -63,7 +63,7 @@ pub struct Groups {
     memory: Arc<PodMemory>,
     /// Living members on this node. Entries of the living are nobody else's to change.
     own: BTreeMap<Thread, Vec<Own>>,
-    /// The tables changed here: others are to be told.
+    /// The tables changed here: readers are to be told.
     changed: Cell<bool>,
 }
 

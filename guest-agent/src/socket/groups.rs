@@ -128,20 +128,6 @@ impl Server {
         }
     }
 
-    /// Whether the tables of groups were changed here, so that other nodes should look at them.
-    /// Says so once.
-    pub fn take_group_change(&mut self) -> bool {
-        self.note_group_change();
-        std::mem::take(&mut self.untold)
-    }
-
-    /// What changed here is to be told on other nodes, and to the readers here.
-    pub(super) fn note_group_change(&mut self) {
-        let changed = self.groups.take_changed();
-        self.untold |= changed;
-        self.unsent |= changed;
-    }
-
     /// Sends readers of groups what they have not been sent; tells of nodes that failed.
     pub(super) fn pump_groups(&mut self, poller: &Poller) {
         self.groups.bury_nodes();

@@ -95,8 +95,6 @@ pub struct Server {
     groups: Groups,
     /// Readers of groups have not been sent all yet.
     unsent: bool,
-    /// Other nodes have not been told that the groups changed.
-    untold: bool,
     buffer: Box<[u8; MAX_PACKET]>,
     /// Off while the agent has no descriptors left to accept with.
     accepting: bool,
@@ -134,7 +132,6 @@ impl Server {
             segments,
             groups,
             unsent: false,
-            untold: false,
             buffer: Box::new([0; MAX_PACKET]),
             accepting: true,
             cut_off: 0,
@@ -532,7 +529,7 @@ impl Server {
         if let Some(created) = self.segments.work() {
             self.on_created(poller, created);
         }
-        self.note_group_change();
+        self.unsent |= self.groups.take_changed();
         if self.unsent {
             self.pump_groups(poller);
         }
