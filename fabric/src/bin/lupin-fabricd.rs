@@ -8,13 +8,14 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use lupin_fabric::api::{PodControl, Server};
 use lupin_fabric::http::token::Token;
 use lupin_fabric::http::{self, API_SOCKET, HttpServer, openapi};
 use lupin_fabric::manager::{Backends, Manager, ManagerError, ManagerHandle};
+use lupin_fabric::memory::MemoryError;
 use lupin_fabric::namespace_init::{self, NamespaceInit};
 use lupin_fabric::podfile::{Api, HostLimits, Pod};
 use lupin_fabric::power::namespace::NamespacePower;
@@ -290,8 +291,12 @@ fn serve_http(
     }
 }
 
+/// How long a backup waits for locks that the dead manager's unborn children hold.
+const LOCKS_INHERITED: Duration = Duration::from_secs(30);
+
 /// Takes charge of the pod: at once, or as a backup when the time comes; `None` if it never does.
 fn take_charge(pod: Pod, args: &Serve, backends: &Backends) -> Result<Option<Manager>, Failure> {
+    let mut in_use: Option<Instant> = None;
     loop {
         if args.standby && standby::wait(&args.runtime_dir, &pod)? == Ending::PodIsDown {
             return Ok(None);
@@ -299,8 +304,14 @@ fn take_charge(pod: Pod, args: &Serve, backends: &Backends) -> Result<Option<Man
         match Manager::open(pod.clone(), &args.runtime_dir, backends.clone()) {
             // An operator was faster than this backup: there is another manager to stand by for.
             Err(ManagerError::Runtime(RuntimeError::Locked { .. })) if args.standby => {}
+            // Or a process that the dead manager was about to start has copies of its locks still,
+            // until it gets to notice that nobody will let it run.
+            Err(ManagerError::Memory(MemoryError::InUse { .. }))
+                if args.standby
+                    && in_use.get_or_insert_with(Instant::now).elapsed() < LOCKS_INHERITED => {}
             outcome => return Ok(Some(outcome?)),
         }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
