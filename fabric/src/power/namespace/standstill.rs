@@ -267,11 +267,16 @@ mod tests {
     fn tree_of_three() -> (Child, Vec<Member>) {
         let script = "sleep 100 & sleep 101 & wait";
         let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
+        let members = three_below(child.id());
+        (child, members)
+    }
+
+    fn three_below(root: u32) -> Vec<Member> {
         let until = Instant::now() + Duration::from_secs(30);
         loop {
-            let members = tree::of(child.id());
+            let members = tree::of(root);
             if members.len() == 3 {
-                return (child, members);
+                return members;
             }
             in_time(until, "no children").unwrap();
         }
