@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use lupin_abi::event::{EventKind, FencePath};
 use lupin_abi::fabric::{NodeState, RingRead};
+use lupin_abi::layout::MIN_SYSTEM_SIZE;
 use lupin_abi::{Cause, NodeId};
 use lupin_fabric::memory::{Geometry, PodMemory};
 use lupin_fabric::podfile::Pod;
@@ -43,7 +44,7 @@ fn nothing_stores_after_the_fence_of_a_namespace() {
     let geometry = Geometry {
         name: "test".into(),
         node_capacity: 1,
-        system: 4 << 20,
+        system: MIN_SYSTEM_SIZE,
         pool: 2 << 20,
     };
     let memory = PodMemory::open(&pod.memory.path, &geometry).unwrap();

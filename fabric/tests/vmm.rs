@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use lupin_abi::event::FencePath;
+use lupin_abi::layout::MIN_SYSTEM_SIZE;
 use lupin_abi::node::AgentState;
 use lupin_abi::{Cause, NodeId};
 use lupin_fabric::memory::{Geometry, PodMemory};
@@ -191,7 +192,7 @@ impl Bench {
         let geometry = Geometry {
             name: "test".into(),
             node_capacity: 1,
-            system: 4 << 20,
+            system: MIN_SYSTEM_SIZE,
             pool: 2 << 20,
         };
         let memory = PodMemory::open(&pod.memory.path, &geometry).unwrap();

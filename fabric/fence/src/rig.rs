@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lupin_abi::NodeId;
+use lupin_abi::layout::MIN_SYSTEM_SIZE;
 use lupin_fabric::memory::{Geometry, MemoryError, PodMemory};
 use lupin_fabric::podfile::{Pod, PodFileError};
 use lupin_fabric::power::namespace::NamespacePower;
@@ -142,7 +143,7 @@ impl Rig {
         let geometry = Geometry {
             name: "fence".into(),
             node_capacity: spec.nodes,
-            system: 4 * MIB,
+            system: MIN_SYSTEM_SIZE,
             pool: 2 * MIB,
         };
         let memory = PodMemory::open(&pod.memory.path, &geometry)?;

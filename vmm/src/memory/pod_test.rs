@@ -1,14 +1,14 @@
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 
-use lupin_abi::layout::SectionKind;
+use lupin_abi::layout::{MIN_SYSTEM_SIZE, SectionKind};
 
 use super::*;
 use crate::arch::layout::{GIB, MIB};
 
 /// A formatted pod memory for `nodes` nodes.
 pub(crate) fn formatted(nodes: u32) -> tempfile::NamedTempFile {
-    let header = PodHeader::new(7, "test", nodes, 4 * MIB, 8 * MIB).unwrap();
+    let header = PodHeader::new(7, "test", nodes, MIN_SYSTEM_SIZE, 8 * MIB).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(header.total_size()).unwrap();
     let put = |bytes: &[u8], at| file.as_file().write_all_at(bytes, at).unwrap();
@@ -85,7 +85,7 @@ fn places_and_names_four_sections() {
     let system = pod.sections[2].guest.start;
     assert!(line.starts_with("fabric@0x"), "{line}");
     assert!(
-        line.contains(&format!(",system@{system:#x}+0x400000,")),
+        line.contains(&format!(",system@{system:#x}+{MIN_SYSTEM_SIZE:#x},")),
         "{line}"
     );
     assert_eq!(line.split(',').count(), 4);
