@@ -139,9 +139,11 @@ fn a_follower_outlives_the_manager_misses_nothing_and_ends_with_the_pod() {
     let joined = |value: &Value| value["kind"] == "node-joined" && value["node"] == 2;
     until(&joined);
     let manager = Pid::from_raw(pod.manager_pid().expect("manager"));
+    // Asked for while there is somebody to answer.
+    let node = pid(&pod, 2);
     kill(manager, Signal::SIGKILL).expect("kill");
     until(&|value| value["manager"]["lost"]["pid"] == manager.as_raw());
-    signal(&pod, 2, Signal::SIGKILL);
+    kill(node, Signal::SIGKILL).expect("kill");
     assert!(pod.up().expect("up").success());
     until(&|value| value["manager"]["found"]["epoch"].as_u64() > Some(1));
     until(&joined);
