@@ -144,6 +144,7 @@ fn a_follower_outlives_the_manager_misses_nothing_and_ends_with_the_pod() {
     kill(manager, Signal::SIGKILL).expect("kill");
     until(&|value| value["manager"]["lost"]["pid"] == manager.as_raw());
     kill(node, Signal::SIGKILL).expect("kill");
+    wait_until("both are gone", LIMIT, || !alive(manager) && !alive(node));
     assert!(pod.up().expect("up").success());
     until(&|value| value["manager"]["found"]["epoch"].as_u64() > Some(1));
     until(&joined);

@@ -294,6 +294,9 @@ fn serve_http(
 /// How long a backup waits for locks that the dead manager's unborn children hold.
 const LOCKS_INHERITED: Duration = Duration::from_secs(30);
 
+/// How long a manager that somebody started waits for the same, not knowing that one died.
+const LOCKS_MAY_BE_INHERITED: Duration = Duration::from_secs(1);
+
 /// Takes charge of the pod: at once, or as a backup when the time comes; `None` if it never does.
 fn take_charge(pod: Pod, args: &Serve, backends: &Backends) -> Result<Option<Manager>, Failure> {
     let mut in_use: Option<Instant> = None;
@@ -301,14 +304,21 @@ fn take_charge(pod: Pod, args: &Serve, backends: &Backends) -> Result<Option<Man
         if args.standby && standby::wait(&args.runtime_dir, &pod)? == Ending::PodIsDown {
             return Ok(None);
         }
+        let mut inherited =
+            |bound: Duration| in_use.get_or_insert_with(Instant::now).elapsed() < bound;
         match Manager::open(pod.clone(), &args.runtime_dir, backends.clone()) {
             // An operator was faster than this backup: there is another manager to stand by for.
             Err(ManagerError::Runtime(RuntimeError::Locked { .. })) if args.standby => {}
             // Or a process that the dead manager was about to start has copies of its locks still,
             // until it gets to notice that nobody will let it run.
             Err(ManagerError::Memory(MemoryError::InUse { .. }))
-                if args.standby
-                    && in_use.get_or_insert_with(Instant::now).elapsed() < LOCKS_INHERITED => {}
+                if args.standby && inherited(LOCKS_INHERITED) => {}
+            // So for whoever starts a manager right after the death of another one; but a living
+            // one keeps its locks, and then the answer should not take long.
+            Err(
+                ManagerError::Runtime(RuntimeError::Locked { .. })
+                | ManagerError::Memory(MemoryError::InUse { .. }),
+            ) if !args.standby && inherited(LOCKS_MAY_BE_INHERITED) => {}
             outcome => return Ok(Some(outcome?)),
         }
         std::thread::sleep(Duration::from_millis(1));

@@ -39,12 +39,23 @@ const MOST_FAILURES: u32 = 3;
 /// Lines of the console of a node that did not join.
 const CONSOLE_LINES: usize = 12;
 
+/// What the manager of the pod says, if one runs. One that ends before it answers runs no more: a
+/// process that it was about to start kept its socket open a moment longer than itself.
+fn running(place: &Place) -> Result<Option<PodStatus>, Failure> {
+    if !place.runs() {
+        return Ok(None);
+    }
+    match Client::connect(&place.folder).and_then(|mut client| client.status()) {
+        Ok(status) => Ok(Some(status)),
+        Err(ClientError::Closed | ClientError::NotRunning { .. }) => Ok(None),
+        Err(e) => Err(Failure::of_client(place, &e)),
+    }
+}
+
 pub(super) fn up(base: &Path, args: &UpArgs) -> Result<i32, Failure> {
     let pod = place::load(&args.file)?;
     let place = Place::new(base, &pod.name);
-    if place.runs() {
-        let running = place.connect()?.status();
-        let running = running.map_err(|e| Failure::of_client(&place, &e))?;
+    if let Some(running) = running(&place)? {
         let message = format!(
             "pod {} is already running: {}; manager {}, pod file {}",
             place.name,
