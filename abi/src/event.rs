@@ -79,6 +79,14 @@ wire_enum! {
         /// A running node was asked to end. Evidence: `[ms that it has, 1 = to be started again /
         /// 2 = to stay down / 3 = to be removed]`.
         NodeStopping = 15 => "node-stopping",
+        /// The hook of a node runs, because that life failed. Evidence: `[pid]`.
+        HookStarted = 16 => "hook-started",
+        /// A hook failed, or was ended because it took too long. That changes nothing else.
+        /// Evidence: `[exit status, signal, ns that it ran]`; all 0 if it could not be started.
+        HookFailed = 17 => "hook-failed",
+        /// A fence was not confirmed: the generation stays, the node stays `Failing`, and it is
+        /// tried again. Evidence: `[attempts so far, ms to the next one]`.
+        FenceFailed = 18 => "fence-failed",
     }
 }
 

@@ -447,3 +447,48 @@ fn a_paused_namespace_node_stands_still_as_a_whole_and_survives_managers() {
     pod.signal_manager(libc::SIGTERM);
     assert_eq!(pod.wait_for_end().code(), Some(0), "{}", pod.log());
 }
+
+#[test]
+fn the_manager_is_upgraded_in_place_and_no_node_notices() {
+    use lupin_fabric::api::Client;
+    let more = "[manager]\nbackup = true\nbackup_timeout_ms = 20000\n";
+    let mut pod = TestPod::new(2, more);
+    pod.start();
+    let before = pod.wait_joined(&[1, 1]);
+    wait_until("a backup", || pod.status().backup_pid.is_some());
+    let first_backup = pod.status().backup_pid;
+    // A program that is none is refused, and nothing has happened.
+    let mut client = Client::connect(&pod.runtime()).unwrap();
+    assert!(client.upgrade(Some(Path::new("/bin/true"))).is_err());
+    assert_eq!(pod.status().epoch, before.epoch);
+    let epoch_is = |pod: &TestPod, epoch: u64| {
+        wait_until("the next epoch", || {
+            Client::connect(&pod.runtime())
+                .and_then(|mut client| client.status())
+                .is_ok_and(|status| status.epoch == epoch)
+        });
+    };
+    client.upgrade(None).unwrap();
+    epoch_is(&pod, before.epoch + 1);
+    pod.signal_manager(libc::SIGUSR2);
+    epoch_is(&pod, before.epoch + 2);
+    let after = pod.wait_joined(&[1, 1]);
+    assert_eq!(after.manager_pid, before.manager_pid);
+    for (a, b) in before.nodes.iter().zip(&after.nodes) {
+        assert_eq!(
+            (a.pid, b.restarts),
+            (b.pid, 0),
+            "node {} was restarted",
+            a.id
+        );
+    }
+    wait_until("another backup", || {
+        let now = pod.status().backup_pid;
+        now.is_some() && now != first_backup
+    });
+    // Failures are handled as before.
+    Client::connect(&pod.runtime()).unwrap().kill("n1").unwrap();
+    pod.wait_joined(&[2, 1]);
+    pod.signal_manager(libc::SIGTERM);
+    assert_eq!(pod.wait_for_end().code(), Some(0), "{}", pod.log());
+}

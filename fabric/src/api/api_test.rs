@@ -77,6 +77,12 @@ impl PodControl for FakeManager {
         self.calls.lock().unwrap().push(format!("down {grace:?}"));
     }
 
+    fn upgrade(&self, program: Option<std::path::PathBuf>) -> Result<(), ControlError> {
+        let mut calls = self.calls.lock().unwrap();
+        calls.push(format!("upgrade {program:?}"));
+        Ok(())
+    }
+
     fn link(&self, _node: NodeId) -> Result<Arc<AgentLink>, ControlError> {
         Ok(self.link.clone())
     }

@@ -116,6 +116,17 @@ impl Client {
         self.done()
     }
 
+    /// Begins to replace the manager's program; [`wait_end`](Self::wait_end) waits until the old
+    /// one is gone.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn upgrade(&mut self, program: Option<&Path>) -> Result<(), ClientError> {
+        let program = program.map(Path::to_owned);
+        self.send(&Request::Upgrade { program })?;
+        self.done()
+    }
+
     /// Waits until the manager closes the connection, which it does when it exits; whether it
     /// did so within `limit`.
     ///

@@ -48,6 +48,15 @@ pub trait PodControl: Send + Sync {
     /// ended. Returns at once; the manager process exits when all is done. Idempotent.
     fn down(&self, grace: Duration);
 
+    /// Begins to replace the manager's program by `program` (the same path if absent), in the same
+    /// process: nodes run on, and the new program takes them over with the next epoch. Its
+    /// control socket answers again when it is in charge.
+    ///
+    /// # Errors
+    /// [`ControlError::GoingDown`]; [`ControlError::BadRequest`] if the program does not run, or
+    /// the pod file could not be used by it. Nothing was begun then.
+    fn upgrade(&self, program: Option<PathBuf>) -> Result<(), ControlError>;
+
     /// The connection to the agent of a node's current life.
     ///
     /// # Errors

@@ -52,6 +52,7 @@ pub(super) fn serve(
             Ok(Request::Steer { node, action }) => find(control, &node)
                 .and_then(|node| control.steer(node, action))
                 .map(|()| Reply::Done {}),
+            Ok(Request::Upgrade { program }) => control.upgrade(program).map(|()| Reply::Done {}),
             Ok(Request::Down { grace_ms }) => {
                 control.down(Duration::from_millis(grace_ms));
                 Ok(Reply::Done {})

@@ -1,5 +1,7 @@
 //! Requests and replies of the control socket: one JSON object a line, UTF-8.
 
+use std::path::PathBuf;
+
 use lupin_abi::Event;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +34,12 @@ pub enum Request {
     Down {
         /// How long nodes may take to end by themselves, in milliseconds.
         grace_ms: u64,
+    },
+    /// Replace the manager's program. Answer: [`Reply::Done`]; then the connection ends.
+    Upgrade {
+        /// The program; the same path as now if absent.
+        #[serde(default)]
+        program: Option<PathBuf>,
     },
     /// The events of the ring. Answers: any number of [`Reply::Event`] and
     /// [`Reply::EventsLost`], then, without `follow`, [`Reply::Done`].

@@ -5,16 +5,17 @@ use std::fs::File;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use lupin_fabric::api::{PodControl, Server};
 use lupin_fabric::http::token::Token;
 use lupin_fabric::http::{self, API_SOCKET, HttpServer, openapi};
-use lupin_fabric::manager::{Backends, Manager, ManagerError, ManagerHandle};
+use lupin_fabric::manager::{Backends, Manager, ManagerError, ManagerHandle, Outcome};
 use lupin_fabric::memory::MemoryError;
 use lupin_fabric::namespace_init::{self, NamespaceInit};
 use lupin_fabric::podfile::{Api, HostLimits, Pod};
@@ -24,7 +25,12 @@ use lupin_fabric::runtime::{DEFAULT_RUNTIME_DIR, RUNTIME_DIR_ENV, RuntimeError, 
 use lupin_fabric::standby::{self, Ending, StandbyError};
 use lupin_fabric::sys::spawn::beside;
 use lupin_fabric::sys::{journal, notify};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
+
+/// Environment variable that names the backup to the program that replaces this one.
+const OLD_BACKUP: &str = "LUPIN_FABRICD_OLD_BACKUP";
 
 /// The fabric manager of a Lupin pod.
 ///
@@ -32,7 +38,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 /// generation in the pod memory, rings the others, and starts it again. Killed at any moment, it
 /// can be started anew and takes the running nodes over; none of them notices.
 ///
-/// Usually started by `lupin-vmm pod up`. Ends the pod in an orderly way on SIGTERM and SIGINT.
+/// Usually started by `lupin-vmm pod up`. Ends the pod in an orderly way on SIGTERM and SIGINT. On
+/// SIGUSR2 it executes its program file anew, in the same process: an upgrade that no node notices.
 #[derive(Debug, Parser)]
 #[command(
     name = "lupin-fabricd",
@@ -235,13 +242,21 @@ fn serve(args: Serve) -> Result<(), Failure> {
         let _ = ready.write_all(b"ready\n");
     }
     tell_service_manager(manager.handle());
+    end_old_backup();
     if wants_backup {
         keep_backup(backup, manager.handle())?;
     }
+    let backup_of = manager.handle();
     let outcome = manager.run();
     drop(http);
     drop(server);
-    outcome.map_err(Failure::from)
+    match outcome? {
+        Outcome::Down => Ok(()),
+        Outcome::HandOver(program) => {
+            let backup = backup_of.backup_pid.load(Ordering::Relaxed);
+            Err(become_program(&program, backup))
+        }
+    }
 }
 
 /// Where HTTP is served over TCP. A token that cannot be used stops an operator's start, and not a
@@ -322,6 +337,44 @@ fn take_charge(pod: Pod, args: &Serve, backends: &Backends) -> Result<Option<Man
             outcome => return Ok(Some(outcome?)),
         }
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Executes another manager in this process; returns only if that fails.
+fn become_program(program: &Path, backup: u32) -> Failure {
+    use std::os::unix::process::CommandExt;
+    let mut command = std::process::Command::new(program);
+    let mut args = std::env::args_os().skip(1);
+    while let Some(arg) = args.next() {
+        // What was for the start of this one: it does not stand by, and nobody waits for it.
+        match arg.to_str() {
+            Some("--standby") => {}
+            Some("--ready-fd") => drop(args.next()),
+            Some(text) if text.starts_with("--ready-fd=") => {}
+            _ => drop(command.arg(arg)),
+        }
+    }
+    // It stands by until the new manager is in charge, and takes over if that fails.
+    command.env(OLD_BACKUP, backup.to_string());
+    let error = command.exec();
+    Failure::new(1, format!("cannot become {}: {error}", program.display()))
+}
+
+/// Ends the backup that the program before this one started in this process: this one starts its
+/// own.
+fn end_old_backup() {
+    let pid = std::env::var(OLD_BACKUP).ok();
+    // SAFETY: no other thread of this program reads or writes the environment.
+    unsafe { std::env::remove_var(OLD_BACKUP) };
+    let Some(pid) = pid.and_then(|pid| pid.parse().ok()).filter(|pid| *pid > 1) else {
+        return;
+    };
+    let pid = nix::unistd::Pid::from_raw(pid);
+    // Only a child of ours keeps its number until it is waited for.
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    if waitid(Id::Pid(pid), flags).is_ok() {
+        let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+        let _ = waitpid(pid, None);
     }
 }
 
@@ -406,13 +459,19 @@ fn start_log(args: &Serve) -> Result<(), Failure> {
 /// means that a terminal was closed, which is nothing to a daemon.
 fn watch_signals(handle: Arc<impl PodControl + 'static>, grace: Duration) -> Result<(), Failure> {
     let failed = |e: std::io::Error| Failure::new(1, format!("cannot watch signals: {e}"));
-    let signals = [SIGTERM, SIGINT, SIGHUP];
+    let signals = [SIGTERM, SIGINT, SIGHUP, SIGUSR2];
     let mut signals = signal_hook::iterator::Signals::new(signals).map_err(failed)?;
     let watch = move || {
         let mut grace = grace;
         for signal in signals.forever() {
             if signal == SIGHUP {
                 log::info!("SIGHUP ignored");
+                continue;
+            }
+            if signal == SIGUSR2 {
+                if let Err(e) = handle.upgrade(None) {
+                    log::error!("no upgrade: {e}");
+                }
                 continue;
             }
             log::info!("signal {signal}: bringing the pod down");

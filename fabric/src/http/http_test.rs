@@ -109,6 +109,10 @@ impl PodControl for FakeManager {
         self.asked.lock().unwrap().push(format!("down {grace:?}"));
     }
 
+    fn upgrade(&self, _program: Option<std::path::PathBuf>) -> Result<(), ControlError> {
+        Ok(())
+    }
+
     fn link(&self, _node: NodeId) -> Result<Arc<AgentLink>, ControlError> {
         Err(ControlError::GoingDown)
     }

@@ -78,8 +78,15 @@ impl Core {
 
     /// Goes on with the nodes that have no life to adopt.
     pub fn begin(&mut self, others: Vec<Unadopted>, takeover: bool) {
+        if takeover {
+            // Before a later life of the same node can fail, too.
+            self.call_missed_hooks();
+        }
         for Unadopted { id, found } in others {
             self.resume(id, found, takeover);
+        }
+        if takeover {
+            self.call_missed_hooks();
         }
     }
 
@@ -213,6 +220,8 @@ impl Core {
                         cause,
                         ending: Ending::Ran,
                         resumed: true,
+                        attempts: 0,
+                        again_ns: None,
                     });
                 }
                 self.keep_remains(id, found);

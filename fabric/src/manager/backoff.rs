@@ -1,9 +1,11 @@
 //! When a node that ended is started again.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use crate::podfile::{Restart, RestartKind};
+use lupin_abi::Cause;
+
+use crate::podfile::{Policies, Restart, RestartKind};
 
 const MINUTE_NS: u64 = 60_000_000_000;
 /// Delay of the second restart within a minute; it doubles with every further one.
@@ -26,7 +28,33 @@ pub enum Ending {
 
 /// The restarts of one node within the last minute.
 #[derive(Clone, Debug, Default)]
-pub struct History {
+pub struct Histories {
+    /// After causes without a policy of their own.
+    default: History,
+    own: HashMap<Cause, History>,
+}
+
+impl Histories {
+    /// Decides by the policy for `cause`, as [`History::decide`].
+    pub fn decide(
+        &mut self,
+        policies: &Policies,
+        cause: Cause,
+        ending: Ending,
+        now_ns: u64,
+    ) -> Option<Duration> {
+        let history = if policies.has_own(cause) {
+            self.own.entry(cause).or_default()
+        } else {
+            &mut self.default
+        };
+        history.decide(policies.of(cause), ending, now_ns)
+    }
+}
+
+/// The restarts of one node by one policy within the last minute.
+#[derive(Clone, Debug, Default)]
+struct History {
     at_ns: VecDeque<u64>,
 }
 
@@ -34,9 +62,9 @@ impl History {
     /// Decides on a node that ended at `now_ns`: the delay before it is started again, or `None`
     /// if it stays down.
     ///
-    /// The first restart within a minute comes at once, for a pod that lost a node wants it back;
-    /// the next ones come ever later, and no more than the policy allows come within a minute.
-    pub fn decide(&mut self, policy: &Restart, ending: Ending, now_ns: u64) -> Option<Duration> {
+    /// Unless the policy has delays, the first restart within a minute comes at once, for a pod
+    /// that lost a node wants it back; the next ones come ever later. No more than the policy allows come within a minute.
+    fn decide(&mut self, policy: &Restart, ending: Ending, now_ns: u64) -> Option<Duration> {
         if policy.kind == RestartKind::Never || ending == Ending::CannotStart {
             return None;
         }
@@ -47,9 +75,11 @@ impl History {
             self.at_ns.pop_front();
         }
         let recent = self.at_ns.len() as u32;
-        let mut delay = match recent {
-            0 => Duration::ZERO,
-            n => FIRST_DELAY
+        let last = policy.back_off.len().saturating_sub(1);
+        let mut delay = match (policy.back_off.get(last.min(recent as usize)), recent) {
+            (Some(delay), _) => *delay,
+            (None, 0) => Duration::ZERO,
+            (None, n) => FIRST_DELAY
                 .saturating_mul(1 << (n - 1).min(16))
                 .min(LONGEST_DELAY),
         };
@@ -74,6 +104,8 @@ mod tests {
     const ALWAYS: Restart = Restart {
         kind: RestartKind::Always,
         max_per_minute: 10,
+        back_off: Vec::new(),
+        hook: Vec::new(),
     };
     const S: u64 = 1_000_000_000;
 
@@ -107,6 +139,37 @@ mod tests {
         for window in starts.windows(4) {
             assert!(window[3] - window[0] >= MINUTE_NS, "{window:?}");
         }
+    }
+
+    #[test]
+    fn a_policy_has_delays_and_a_count_of_its_own() {
+        let millis = Duration::from_millis;
+        let exit = Restart {
+            max_per_minute: 3,
+            back_off: vec![millis(7), millis(500)],
+            ..ALWAYS
+        };
+        let down = Restart {
+            kind: RestartKind::Never,
+            ..ALWAYS
+        };
+        let policies = Policies {
+            default: ALWAYS,
+            on: vec![(Cause::VmmExit, exit), (Cause::Panic, down)],
+        };
+        let mut histories = Histories::default();
+        let mut decide = |cause, now| histories.decide(&policies, cause, Ending::Ran, now);
+        assert_eq!(decide(Cause::VmmExit, 0), Some(millis(7)));
+        assert_eq!(decide(Cause::VmmExit, S), Some(millis(500)));
+        assert_eq!(decide(Cause::VmmExit, 2 * S), Some(millis(500)));
+        // The fourth within a minute waits for the first to be a minute old.
+        assert_eq!(decide(Cause::VmmExit, 3 * S), Some(millis(57_007)));
+        assert_eq!(decide(Cause::Panic, 4 * S), None);
+        assert_eq!(
+            decide(Cause::Hang, 5 * S),
+            Some(Duration::ZERO),
+            "counted apart"
+        );
     }
 
     #[test]

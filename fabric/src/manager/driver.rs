@@ -17,8 +17,9 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use super::handle::{Command, ManagerHandle};
+use super::hook::{Hook, HookOutcome};
 use super::state::{Core, Effect};
-use super::{Manager, ManagerError, io_failed};
+use super::{Manager, ManagerError, Outcome, io_failed};
 use crate::agent_link::{AgentLink, LinkEvent, LinkTarget};
 use crate::power::Instance;
 use crate::sys::priority;
@@ -37,7 +38,7 @@ struct Driver {
 }
 
 /// Runs the pod until it is down.
-pub(super) fn run(manager: Manager) -> Result<(), ManagerError> {
+pub(super) fn run(manager: Manager) -> Result<Outcome, ManagerError> {
     let Manager {
         core,
         unadopted,
@@ -101,7 +102,11 @@ pub(super) fn run(manager: Manager) -> Result<(), ManagerError> {
         if driver.core.is_going_down() && driver.core.is_down() {
             driver.core.finish();
             runtime.mark_stopped();
-            return Ok(());
+            return Ok(Outcome::Down);
+        }
+        if let Some(program) = driver.core.hand_over.take() {
+            // What is under way is found by the next program, as after a death of this one.
+            return Ok(Outcome::HandOver(program));
         }
     }
 }
@@ -117,12 +122,21 @@ impl Driver {
                 Command::Fenced(node, generation, fence) => {
                     self.core.fenced(node, generation, &fence);
                 }
+                Command::NotFenced(node, generation, why) => {
+                    self.core.fence_failed(node, generation, &why);
+                }
                 Command::LinkUp(node, generation) => {
                     self.learn_doorbell(node, generation);
                     self.core.link_up(node, generation);
                 }
                 Command::Paused(node, generation, pause, outcome) => {
                     self.core.pause_done(node, generation, pause, outcome);
+                }
+                Command::HookStarted(node, generation, pid) => {
+                    self.core.hook_started(node, generation, pid);
+                }
+                Command::HookEnded(node, generation, outcome, took) => {
+                    self.core.hook_ended(node, generation, &outcome, took);
                 }
                 Command::Ask(question) => question(&mut self.core),
             }
@@ -142,6 +156,7 @@ impl Driver {
                     Effect::Fence(node, generation, instance) => {
                         self.fence(node, generation, instance);
                     }
+                    Effect::Hook(node, generation, hook) => self.hook(node, generation, hook),
                     Effect::Watch(node, instance) => self.watch(node, instance),
                     Effect::Link(node, generation, socket) => {
                         self.link(LinkTarget {
@@ -163,39 +178,50 @@ impl Driver {
         self.core.recorder.write_log();
     }
 
-    /// A fence may take as long as a process takes to die, and others may fail meanwhile.
+    /// A fence may take as long as a machine takes to be reset, and others may fail meanwhile.
     fn fence(&mut self, node: NodeId, generation: Generation, instance: Arc<dyn Instance>) {
         let handle = self.handle.clone();
         let fencing = instance.clone();
         let work = move || {
             // As for the loop, which says so if it cannot be had.
             let _ = priority::raise();
-            let instance = fencing;
-            let fence = loop {
-                match instance.fence() {
-                    Ok(fence) => break fence,
-                    // Never raise the generation of a life that may store.
-                    Err(e) => {
-                        log::error!("node {node} cannot be fenced: {e}; trying again");
-                        std::thread::sleep(Duration::from_secs(1));
-                    }
-                }
-            };
-            handle.send(Command::Fenced(node, generation, fence));
+            let outcome = fencing
+                .fence()
+                .and_then(|fence| fencing.confirm_fence(&fence).map(|()| fence));
+            handle.send(match outcome {
+                Ok(fence) => Command::Fenced(node, generation, fence),
+                // Never raise the generation of a life that may store.
+                Err(e) => Command::NotFenced(node, generation, e.to_string()),
+            });
         };
         let name = format!("fence-{node}");
         if let Err(e) = std::thread::Builder::new().name(name).spawn(work) {
-            // No memory for a thread. The kill needs none; its fence is found complete when the
-            // process is gone, which this thread must then wait for.
-            log::error!("node {node}: no thread for its fence ({e}): killing it");
+            // No memory for a thread. A kill needs none, and the next attempt finds it done.
             instance.kill();
-            loop {
-                match instance.fence() {
-                    Ok(fence) => return self.core.fenced(node, generation, &fence),
-                    Err(e) => log::error!("node {node} cannot be fenced: {e}; trying again"),
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
+            let why = format!("no thread for it: {e}");
+            self.core.fence_failed(node, generation, &why);
+        }
+    }
+
+    /// A hook is another's program: it may fail, or take for ever.
+    fn hook(&mut self, node: NodeId, generation: Generation, hook: Hook) {
+        let handle = self.handle.clone();
+        let work = move || {
+            let begin = Instant::now();
+            let started = |pid| handle.send(Command::HookStarted(node, generation, pid));
+            let outcome = hook.run(started);
+            handle.send(Command::HookEnded(
+                node,
+                generation,
+                outcome,
+                begin.elapsed(),
+            ));
+        };
+        let name = format!("hook-{node}");
+        if let Err(e) = std::thread::Builder::new().name(name).spawn(work) {
+            let outcome = HookOutcome::NotStarted(format!("no thread for it: {e}"));
+            self.core
+                .hook_ended(node, generation, &outcome, Duration::ZERO);
         }
     }
 

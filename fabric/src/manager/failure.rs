@@ -25,6 +25,10 @@ use crate::runtime::Then;
 
 /// How long what is left of a fenced life may take to end by itself.
 const QUIT_BOUND_NS: u64 = 1_000_000_000;
+/// Between a fence that failed and the next attempt; doubled every time.
+const FENCE_AGAIN: Duration = Duration::from_millis(500);
+/// Longest time between two attempts.
+const LONGEST_FENCE_AGAIN: Duration = Duration::from_secs(30);
 
 impl Core {
     /// Step 1: a node is dead, or shall die.
@@ -63,8 +67,19 @@ impl Core {
             cause,
             ending,
             resumed,
+            attempts: 0,
+            again_ns: None,
         });
         self.effects.push(Effect::Unlink(id));
+        self.fence(id);
+    }
+
+    /// Step 2 begins, or begins again.
+    fn fence(&mut self, id: NodeId) {
+        let generation = self.recorder.generation(id);
+        let Some(node) = self.nodes.get(&id) else {
+            return;
+        };
         let instance = node.life.as_ref().map(|life| life.instance.clone());
         match instance {
             Some(instance) if !instance.is_gone() => {
@@ -79,6 +94,47 @@ impl Core {
                 };
                 self.fenced(id, generation, &fence);
             }
+        }
+    }
+
+    /// A fence was not confirmed. As long as that is so the life may store: its generation is not
+    /// raised, nobody takes over what it owns, and the fence is tried again, for ever.
+    pub fn fence_failed(&mut self, id: NodeId, generation: Generation, why: &str) {
+        let now = self.now();
+        if self.recorder.generation(id) != generation {
+            return;
+        }
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        let Phase::Failing(failure) = &mut node.phase else {
+            return;
+        };
+        failure.attempts = failure.attempts.saturating_add(1);
+        let attempts = failure.attempts;
+        let delay = FENCE_AGAIN
+            .saturating_mul(1 << (attempts - 1).min(16))
+            .min(LONGEST_FENCE_AGAIN);
+        failure.again_ns = Some(now.saturating_add(nanos(delay)));
+        let cause = failure.cause;
+        log::error!(
+            "{} could not be fenced (attempt {attempts}): {why}",
+            node.spec
+        );
+        node.detail = Some(format!("it could not be fenced {attempts} times: {why}"));
+        let evidence = [attempts.into(), delay.as_millis() as u64];
+        let note = Note::of(generation, cause, &evidence);
+        self.recorder.event(EventKind::FenceFailed, Some(id), note);
+    }
+
+    /// One look at a node that is being fenced.
+    pub fn look_at_fence(&mut self, id: NodeId, now: u64) {
+        if let Some(node) = self.nodes.get_mut(&id)
+            && let Phase::Failing(failure) = &mut node.phase
+            && failure.again_ns.is_some_and(|again| again <= now)
+        {
+            failure.again_ns = None;
+            self.fence(id);
         }
     }
 
@@ -123,7 +179,8 @@ impl Core {
         self.tell(resumed, EventKind::Rung, id, note(&[rung, took]));
         self.recorder.write_log();
 
-        let delay = self.delay_of_restart(id, old, ending);
+        let delay = self.delay_of_restart(id, old, cause, ending);
+        self.call_hook(id, old, cause, delay);
         match delay {
             Some(delay) => {
                 let restarts = self.recorder.count_restart(id);
@@ -149,6 +206,7 @@ impl Core {
         &mut self,
         id: NodeId,
         old: Generation,
+        cause: Cause,
         ending: Ending,
     ) -> Option<Duration> {
         if self.is_going_down() {
@@ -161,7 +219,8 @@ impl Core {
         }
         let now = self.now();
         let node = self.nodes.get_mut(&id)?;
-        node.history.decide(&node.spec.restart, ending, now)
+        node.histories
+            .decide(&node.spec.policies, cause, ending, now)
     }
 
     /// Tells an event once: with `resumed`, only if the ring does not hold it.
@@ -223,7 +282,9 @@ impl Core {
             let exit = instance.exit();
             self.ended(id, &exit);
         }
-        // Otherwise its fence is under way and will find it gone.
+        // Otherwise its fence is under way and will find it gone; if it is to be tried again, then
+        // now.
+        self.look_at_fence(id, u64::MAX);
     }
 
     /// An operator wants this life to end; `false` if there is none.

@@ -8,7 +8,7 @@
 //! * no generation is lived twice;
 //! * nobody is let run who is not on record.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -32,6 +32,15 @@ use crate::sys::threads::ThreadTimes;
 
 pub(super) fn id(n: u32) -> NodeId {
     NodeId::new(n).unwrap()
+}
+
+/// What firmware that switches power does instead of switching it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Firmware {
+    /// It fails.
+    Refuses,
+    /// It claims success.
+    Lies,
 }
 
 /// What happened to the world, in order.
@@ -70,6 +79,12 @@ struct State {
     polite: bool,
     /// A VMM that was told to quit does.
     obedient: bool,
+    /// Hooks that were run: node, failed generation, environment.
+    hooks: Vec<(NodeId, Generation, BTreeMap<String, String>)>,
+    /// What the next fences meet, before one works.
+    firmware: VecDeque<Firmware>,
+    /// How long a fence takes, in nanoseconds.
+    fence_ns: u64,
     /// Nodes cannot be paused, or resumed.
     stiff: bool,
 }
@@ -128,6 +143,29 @@ impl World {
     pub fn set_polite(&self, polite: bool, obedient: bool) {
         let mut state = self.state();
         (state.polite, state.obedient) = (polite, obedient);
+    }
+
+    /// The environments of the hooks that were run for a life.
+    pub fn hooks(&self, node: u32, failed: Generation) -> Vec<BTreeMap<String, String>> {
+        let state = self.state();
+        let of_life = |(n, g, _): &&(NodeId, Generation, _)| *n == id(node) && *g == failed;
+        state
+            .hooks
+            .iter()
+            .filter(of_life)
+            .map(|(.., env)| env.clone())
+            .collect()
+    }
+
+    /// From now on the power is switched by this firmware, which takes its time.
+    pub fn set_firmware(&self, firmware: &[Firmware], takes: Duration) {
+        let mut state = self.state();
+        state.firmware = firmware.iter().copied().collect();
+        state.fence_ns = takes.as_nanos() as u64;
+    }
+
+    fn fence_ns(&self) -> u64 {
+        self.state().fence_ns
     }
 
     /// Whether nodes can neither be paused nor resumed.
@@ -365,7 +403,27 @@ impl Instance for FakeInstance {
         self.with(|process| process.life == Life::Gone)
     }
 
+    fn confirm_fence(&self, _fence: &Fence) -> io::Result<()> {
+        let fenced = self.with(|process| process.fenced || process.life == Life::Gone);
+        if fenced {
+            return Ok(());
+        }
+        Err(io::Error::other("its power is on"))
+    }
+
     fn fence(&self) -> io::Result<Fence> {
+        let firmware = self.world.state().firmware.pop_front();
+        match firmware {
+            Some(Firmware::Refuses) => return Err(io::Error::other("the BMC is busy")),
+            Some(Firmware::Lies) => {
+                return Ok(Fence {
+                    path: FencePath::Killed,
+                    nanos: 5,
+                    slots: 0,
+                });
+            }
+            None => {}
+        }
         let polite = self.world.state().polite;
         let (node, generation, path) = self.with(|process| {
             let path = match (process.life, polite) {
@@ -442,6 +500,8 @@ pub(super) struct FakeManager {
     pub world: Arc<World>,
     pub core: Core,
     watched: Vec<(NodeId, Arc<dyn Instance>)>,
+    /// Fences under way, and when each is over.
+    fences: Vec<(u64, NodeId, Generation, Arc<dyn Instance>)>,
     /// Agents end their node when they are asked to; else the request fails, or is ignored.
     pub agents: Agents,
 }
@@ -475,6 +535,7 @@ impl FakeManager {
             world: world.clone(),
             core: core.unwrap(),
             watched: Vec::new(),
+            fences: Vec::new(),
             agents: Agents::Obey,
         };
         if !takeover {
@@ -500,15 +561,27 @@ impl FakeManager {
             self.world.check();
             let effects = self.core.take_effects();
             let gone = self.watched.iter().position(|(_, i)| i.is_gone());
-            if effects.is_empty() && gone.is_none() {
+            let now = self.world.now.load(Ordering::Relaxed);
+            let fence = self.fences.iter().position(|(ready, ..)| *ready <= now);
+            if effects.is_empty() && gone.is_none() && fence.is_none() {
                 return;
+            }
+            if let Some(at) = fence {
+                let (_, node, generation, instance) = self.fences.remove(at);
+                let outcome = instance
+                    .fence()
+                    .and_then(|fence| instance.confirm_fence(&fence).map(|()| fence));
+                match outcome {
+                    Ok(fence) => self.core.fenced(node, generation, &fence),
+                    Err(e) => self.core.fence_failed(node, generation, &e.to_string()),
+                }
             }
             for effect in effects {
                 match effect {
                     Effect::Fence(node, generation, instance) => {
                         crash::point("fence");
-                        let fence = instance.fence().unwrap();
-                        self.core.fenced(node, generation, &fence);
+                        let ready = self.world.now.load(Ordering::Relaxed) + self.world.fence_ns();
+                        self.fences.push((ready, node, generation, instance));
                     }
                     Effect::Watch(node, instance) => self.watched.push((node, instance)),
                     Effect::Pause(node, generation, instance, pause) => {
@@ -520,6 +593,13 @@ impl FakeManager {
                         };
                         let outcome = done.map(|()| Duration::ZERO).map_err(|e| e.to_string());
                         self.core.pause_done(node, generation, pause, outcome);
+                    }
+                    Effect::Hook(node, generation, hook) => {
+                        crash::point("hook");
+                        let env: BTreeMap<_, _> = hook.environment.iter().cloned().collect();
+                        self.world.state().hooks.push((node, generation, env));
+                        crash::point("hook-started");
+                        self.core.hook_started(node, generation, 77);
                     }
                     Effect::Link(node, generation, _) => {
                         if self.agents != Agents::Unreachable {

@@ -10,6 +10,8 @@ use lupin_abi::fabric::{FabricSection, NodeState};
 use lupin_abi::{Generation, NodeId};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::hand_over;
+use super::hook::HookOutcome;
 use super::judge::Standing;
 use super::state::{Core, Phase};
 use crate::agent_link::AgentLink;
@@ -26,9 +28,15 @@ pub(super) enum Command {
     Kill(NodeId),
     Down(Duration),
     Fenced(NodeId, Generation, Fence),
+    /// A fence was not confirmed, and why.
+    NotFenced(NodeId, Generation, String),
     LinkUp(NodeId, Generation),
     /// A node stands (`true`) or runs again, after so long; or why not.
     Paused(NodeId, Generation, bool, Result<Duration, String>),
+    /// A hook runs.
+    HookStarted(NodeId, Generation, u32),
+    /// A hook is over, after so long.
+    HookEnded(NodeId, Generation, HookOutcome, Duration),
     /// What an operator asks; the answer goes its own way.
     Ask(Question),
 }
@@ -257,6 +265,11 @@ impl PodControl for ManagerHandle {
 
     fn down(&self, grace: Duration) {
         self.send(Command::Down(grace));
+    }
+
+    fn upgrade(&self, program: Option<PathBuf>) -> Result<(), ControlError> {
+        let program = hand_over::check(&self.pod, program)?;
+        self.ask(move |core| core.begin_hand_over(program))
     }
 
     fn link(&self, node: NodeId) -> Result<Arc<AgentLink>, ControlError> {

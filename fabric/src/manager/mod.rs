@@ -13,6 +13,8 @@
 //! | `order` | one node is ended on request, and what comes then; or started |
 //! | `watch`, `judge` | the look at every node, and the judgement on its heartbeat |
 //! | `backoff` | when a node is started again |
+//! | `hook` | the programs that are told of failures |
+//! | `hand_over` | another program in the same process |
 //! | `record` | every store to the fabric section |
 //! | `driver` | the loop: pidfds, clock, queue |
 //! | `handle` | what other threads see |
@@ -23,7 +25,9 @@ mod crash;
 mod down;
 mod driver;
 mod failure;
+mod hand_over;
 mod handle;
+mod hook;
 pub(crate) mod judge;
 mod order;
 mod pause;
@@ -104,6 +108,15 @@ pub enum ManagerError {
     },
 }
 
+/// Why a manager has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The pod is down.
+    Down,
+    /// The nodes run, and this program shall take them over in this process.
+    HandOver(PathBuf),
+}
+
 /// A manager in charge of a pod.
 pub struct Manager {
     core: Core,
@@ -174,12 +187,12 @@ impl Manager {
         self.takeover
     }
 
-    /// Runs the pod until it is brought down.
+    /// Runs the pod until it is brought down, or another program is to run it.
     ///
     /// # Errors
     /// If the loop cannot be set up. Nodes that run go on running, and another manager may take
     /// over.
-    pub fn run(self) -> Result<(), ManagerError> {
+    pub fn run(self) -> Result<Outcome, ManagerError> {
         driver::run(self)
     }
 }
@@ -245,6 +258,10 @@ fn io_failed<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Mana
 
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod fence_test;
+#[cfg(test)]
+mod hook_test;
 #[cfg(test)]
 mod manager_test;
 #[cfg(test)]

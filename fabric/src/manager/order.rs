@@ -14,7 +14,7 @@ use lupin_abi::event::{Cause, EventKind};
 use lupin_abi::fabric::NodeState;
 use lupin_abi::{Generation, NodeId};
 
-use super::backoff::{Ending, History};
+use super::backoff::{Ending, Histories};
 use super::crash;
 use super::record::Note;
 use super::state::{Core, Effect, NodeControl, Phase, nanos};
@@ -223,7 +223,7 @@ impl Core {
         }
         if let Some(node) = self.nodes.get_mut(&id) {
             // What went wrong before has been looked at.
-            node.history = History::default();
+            node.histories = Histories::default();
             node.phase = Phase::Waiting { until_ns: now };
         }
         self.advance(id);

@@ -160,7 +160,7 @@ impl Recorder {
     }
 
     /// Every event that the ring holds.
-    fn newest_first(&self) -> impl Iterator<Item = Event> + '_ {
+    pub fn newest_first(&self) -> impl Iterator<Item = Event> + '_ {
         let head = self.fabric().state().ring_head();
         let oldest = head.saturating_sub(RING_SLOTS as u64 - 2).max(1);
         let read = move |seq| match self.fabric().read(seq) {
@@ -203,6 +203,9 @@ fn more(kind: EventKind, note: &Note) -> String {
         EventKind::Rung => format!(": {first} nodes in {:?}", micros(second)),
         EventKind::NodeRestarting => format!(" in {first} ms"),
         EventKind::NodePaused | EventKind::NodeResumed => format!(" after {:?}", micros(first)),
+        EventKind::FenceFailed => format!(": attempt {first}, again in {second} ms"),
+        EventKind::HookStarted => format!(": process {first}"),
+        EventKind::HookFailed => format!(": status {first}, signal {second}"),
         EventKind::NodeStopping => format!(": it has {first} ms"),
         _ => String::new(),
     }

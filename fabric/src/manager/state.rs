@@ -31,7 +31,8 @@ use lupin_abi::fabric::NodeState;
 use lupin_abi::{Cause, Generation, NodeId};
 
 use super::Clock;
-use super::backoff::{Ending, History};
+use super::backoff::{Ending, Histories};
+use super::hook::Hook;
 use super::judge::Judge;
 use super::order::Order;
 use super::pause::Pause;
@@ -61,8 +62,13 @@ impl Backends {
 
 /// What the state machine asks of its driver.
 pub(super) enum Effect {
-    /// Fence this life in the background and report to [`Core::fenced`](super::Core::fenced).
+    /// Fence this life in the background and report to [`Core::fenced`](super::Core::fenced), or
+    /// to [`Core::fence_failed`](super::Core::fence_failed).
     Fence(NodeId, Generation, Arc<dyn Instance>),
+    /// Run the hook of a node in the background and report to
+    /// [`Core::hook_started`](super::Core::hook_started) and
+    /// [`Core::hook_ended`](super::Core::hook_ended).
+    Hook(NodeId, Generation, Hook),
     /// Report to [`Core::gone`](super::Core::gone) when this process is gone.
     Watch(NodeId, Arc<dyn Instance>),
     /// Keep a connection to the agent of this life.
@@ -103,6 +109,10 @@ pub(super) struct Failure {
     pub ending: Ending,
     /// Another manager began it: do not tell again what it told.
     pub resumed: bool,
+    /// Fences that were not confirmed.
+    pub attempts: u32,
+    /// When the next one is due; `None` while one is under way.
+    pub again_ns: Option<u64>,
 }
 
 /// One node.
@@ -114,7 +124,7 @@ pub(super) struct NodeControl {
     pub life: Option<Life>,
     /// The process of a life that is fenced, until it is gone; killed at that time.
     pub remains: Option<(Arc<dyn Instance>, u64)>,
-    pub history: History,
+    pub histories: Histories,
     /// For operators: why it does not run.
     pub detail: Option<String>,
     /// From start to join, in this life.
@@ -141,6 +151,8 @@ pub(super) struct Core {
     pub effects: Vec<Effect>,
     /// Going down, and when patience ends.
     pub down_by_ns: Option<u64>,
+    /// The program that shall take over.
+    pub hand_over: Option<PathBuf>,
 }
 
 impl Core {
@@ -160,7 +172,7 @@ impl Core {
                 phase: Phase::Down,
                 life: None,
                 remains: None,
-                history: History::default(),
+                histories: Histories::default(),
                 detail: None,
                 joined_in_ns: None,
                 false_alarms: 0,
@@ -176,6 +188,7 @@ impl Core {
             nodes,
             effects: Vec::new(),
             down_by_ns: None,
+            hand_over: None,
         })
     }
 

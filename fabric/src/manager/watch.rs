@@ -63,6 +63,7 @@ impl Core {
         match phase {
             Phase::Starting => self.look_for_join(id, now),
             Phase::Joined(_) => self.look_at_heartbeat(id, now),
+            Phase::Failing(_) => self.look_at_fence(id, now),
             Phase::Paused(_) => self.look_at_pause(id, now),
             Phase::Ordered(_) => self.look_at_order(id, now),
             Phase::Stopping { until_ns } if *until_ns <= now => {

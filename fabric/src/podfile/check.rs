@@ -9,11 +9,12 @@ use lupin_abi::NodeId;
 use lupin_abi::id::MAX_NODES;
 use lupin_abi::layout::{GRANULE, MAX_POD_NAME, MIN_SYSTEM_SIZE, PodHeader};
 
+use super::policy::{self, Action, Policies, Restart};
 use super::raw::{self, BackendKind, RestartKind};
 use super::size::{Size, display};
 use super::{
-    Api, ApiTcp, Backend, Backup, Guest, Heartbeat, Memory, Node, Pod, PodFileError, Restart,
-    base_of, disks,
+    Api, ApiTcp, Backend, Backup, Guest, Heartbeat, Memory, Node, Pod, PodFileError, base_of,
+    disks, line,
 };
 
 /// Longest name of a node: it is a folder name and part of socket paths.
@@ -56,12 +57,15 @@ impl HostLimits {
 }
 
 /// Builds errors of one file.
-pub(super) struct Complaint<'a>(&'a Path);
+pub(super) struct Complaint<'a> {
+    file: &'a Path,
+    text: &'a str,
+}
 
 impl Complaint<'_> {
     /// The pod file.
     pub(super) fn file(&self) -> &Path {
-        self.0
+        self.file
     }
 
     pub(super) fn about(
@@ -71,10 +75,12 @@ impl Complaint<'_> {
         problem: impl Into<String>,
         advice: impl Into<String>,
     ) -> PodFileError {
+        let (key, value) = (key.to_string(), value.to_string());
         PodFileError::Value {
-            file: self.0.into(),
-            key: key.to_string(),
-            value: value.to_string(),
+            file: self.file.into(),
+            line: line::of(self.text, &key, &value),
+            key: key.into(),
+            value: value.into(),
             problem: problem.into(),
             advice: advice.into(),
         }
@@ -100,8 +106,8 @@ impl Complaint<'_> {
     }
 }
 
-pub(super) fn check(raw: raw::PodFile, file: &Path) -> Result<Pod, PodFileError> {
-    let complain = Complaint(file);
+pub(super) fn check(raw: raw::PodFile, text: &str, file: &Path) -> Result<Pod, PodFileError> {
+    let complain = Complaint { file, text };
     check_name(&complain, "name", &raw.name, MAX_POD_NAME)?;
     let base = base_of(file);
     let heartbeat = check_heartbeat(&complain, &raw.heartbeat)?;
@@ -360,12 +366,7 @@ fn check_node(
     base: &Path,
 ) -> Result<Node, PodFileError> {
     let key = |field: &str| format!("[[node]] id = {id}: {field}");
-    let max_per_minute = settings.max_restarts_per_minute.unwrap_or(10);
-    if max_per_minute == 0 || max_per_minute > 600 {
-        let key = key("max_restarts_per_minute");
-        let advice = "use restart = \"never\" for a node that shall stay down, else 10";
-        return Err(complain.about(key, max_per_minute, "it must be 1 to 600", advice));
-    }
+    let policies = check_policies(complain, &key, settings, base)?;
     let backend = match settings.backend.unwrap_or(BackendKind::Kvm) {
         BackendKind::Namespace => Backend::Namespace,
         BackendKind::Kvm => {
@@ -402,15 +403,93 @@ fn check_node(
         id,
         name,
         backend,
-        restart: Restart {
-            kind: settings.restart.unwrap_or(RestartKind::Always),
-            max_per_minute,
-        },
+        policies,
     })
 }
 
+fn check_policies(
+    complain: &Complaint<'_>,
+    key: &dyn Fn(&str) -> String,
+    settings: &raw::Settings,
+    base: &Path,
+) -> Result<Policies, PodFileError> {
+    let per_minute = |field: &str, most: u32| {
+        if (1..=600).contains(&most) {
+            return Ok(most);
+        }
+        let advice = "use restart = \"never\" or \"leave-down\" for a node that shall stay down, \
+                      else 10";
+        Err(complain.about(key(field), most, "it must be 1 to 600", advice))
+    };
+    let hook = |field: &str, words: &[String]| {
+        let Some((program, arguments)) = words.split_first() else {
+            return Ok(Vec::new());
+        };
+        let refuse = |problem: &str| {
+            let value = format_args!("{words:?}");
+            let advice = "write [\"program\", \"argument\", ...], the program relative to the pod \
+                          file, or [] for none";
+            Err(complain.about(key(field), value, problem, advice))
+        };
+        if program.is_empty() {
+            return refuse("the program has no name");
+        }
+        if words.iter().any(|word| word.contains('\0')) {
+            return refuse("no word may hold a zero byte");
+        }
+        let mut whole = vec![base.join(program).to_string_lossy().into_owned()];
+        whole.extend_from_slice(arguments);
+        Ok(whole)
+    };
+    let most = settings.max_restarts_per_minute.unwrap_or(10);
+    let default = Restart {
+        kind: settings.restart.unwrap_or(RestartKind::Always),
+        max_per_minute: per_minute("max_restarts_per_minute", most)?,
+        back_off: Vec::new(),
+        hook: hook("hook", settings.hook.as_deref().unwrap_or_default())?,
+    };
+    let mut on = Vec::new();
+    for (cause, reaction) in settings.on.all() {
+        let field = |name: &str| format!("on.{cause}.{name}");
+        let mut policy = default.clone();
+        match reaction.action {
+            Some(Action::Restart) => policy.kind = RestartKind::Always,
+            Some(Action::LeaveDown) => policy.kind = RestartKind::Never,
+            None => {}
+        }
+        if let Some(most) = reaction.max_per_minute {
+            policy.max_per_minute = per_minute(&field("max_per_minute"), most)?;
+        }
+        if let Some(delays) = &reaction.back_off_ms {
+            let longest = policy::LONGEST_DELAY.as_millis() as u64;
+            let count = 1..=policy::MOST_DELAYS;
+            if !count.contains(&delays.len()) || delays.iter().any(|ms| *ms > longest) {
+                let problem = format!(
+                    "it must be 1 to {} delays of at most {longest} milliseconds",
+                    policy::MOST_DELAYS
+                );
+                let value = format_args!("{delays:?}");
+                let advice =
+                    "write one delay for each restart within a minute, such as [0, 500, 5000]";
+                return Err(complain.about(key(&field("back_off_ms")), value, problem, advice));
+            }
+            policy.back_off = delays.iter().map(|ms| Duration::from_millis(*ms)).collect();
+        }
+        if let Some(words) = &reaction.hook {
+            policy.hook = hook(&field("hook"), words)?;
+        }
+        on.push((cause, policy));
+    }
+    Ok(Policies { default, on })
+}
+
 pub(super) fn check_host(pod: &Pod, limits: &HostLimits) -> Result<(), PodFileError> {
-    let complain = Complaint(&pod.file);
+    // Only to say where; it was read before.
+    let text = std::fs::read_to_string(&pod.file).unwrap_or_default();
+    let complain = Complaint {
+        file: &pod.file,
+        text: &text,
+    };
     let total = u64::from(pod.memory.node_capacity + 1) * GRANULE + pod.memory.system;
     let total = total.saturating_add(pod.memory.pool);
     if let Some(free) = limits.free_for_memory.filter(|free| *free < total) {
@@ -425,6 +504,7 @@ pub(super) fn check_host(pod: &Pod, limits: &HostLimits) -> Result<(), PodFileEr
     }
     let mut guests = 0u64;
     for node in &pod.nodes {
+        check_hooks(&complain, node)?;
         let Backend::Kvm(guest) = &node.backend else {
             continue;
         };
@@ -450,6 +530,29 @@ pub(super) fn check_host(pod: &Pod, limits: &HostLimits) -> Result<(), PodFileEr
             );
             let advice = "give the guests less memory or the pod fewer nodes";
             return Err(complain.about(key, display(guest.memory), problem, advice));
+        }
+    }
+    Ok(())
+}
+
+/// A hook that is not there would be missed only when it is needed.
+fn check_hooks(complain: &Complaint<'_>, node: &Node) -> Result<(), PodFileError> {
+    use std::os::unix::fs::PermissionsExt;
+    let policies = &node.policies;
+    let default = std::iter::once(("hook".to_string(), &policies.default));
+    let own = policies.on.iter();
+    let own = own.map(|(cause, policy)| (format!("on.{cause}.hook"), policy));
+    for (field, policy) in default.chain(own) {
+        let Some(program) = policy.hook.first() else {
+            continue;
+        };
+        let metadata = std::fs::metadata(program);
+        let runs = metadata.is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+        if !runs {
+            let key = format!("[[node]] id = {}: {field}", node.id);
+            let problem = "there is no such program";
+            let advice = "paths are relative to the pod file; correct it, or make it executable";
+            return Err(complain.about(key, format_args!("{program:?}"), problem, advice));
         }
     }
     Ok(())

@@ -10,10 +10,14 @@
 //! | `raw` | the file as written, in serde's terms |
 //! | `disks` | which nodes share which images |
 //! | `check` | from the raw file to a checked [`Pod`], and the check against the host |
+//! | `policy` | what is done when a node ends |
+//! | `line` | where in the file a key stands |
 //! | [`size`] | sizes such as `256M` |
 
 mod check;
 mod disks;
+mod line;
+mod policy;
 mod raw;
 pub mod size;
 
@@ -26,6 +30,7 @@ use std::time::Duration;
 use lupin_abi::NodeId;
 
 pub use check::HostLimits;
+pub use policy::{Policies, Restart};
 pub use raw::{BackendKind, DeadlineClock, DiskAccess, RestartKind};
 
 /// A pod file that was read and checked.
@@ -114,7 +119,7 @@ pub struct Node {
     /// What runs it.
     pub backend: Backend,
     /// What to do when it ends.
-    pub restart: Restart,
+    pub policies: Policies,
 }
 
 /// What runs a node.
@@ -166,15 +171,6 @@ pub struct Disk {
     pub id: Option<String>,
 }
 
-/// What to do when a node ends, for whatever reason.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Restart {
-    /// Always or never.
-    pub kind: RestartKind,
-    /// How many restarts a minute at most; beyond that the node waits.
-    pub max_per_minute: u32,
-}
-
 /// Why a pod file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PodFileError {
@@ -195,14 +191,16 @@ pub enum PodFileError {
         message: String,
     },
     /// A value cannot be used.
-    #[error("{}: {key} = {value}: {problem}; {advice}", file.display())]
+    #[error("{}{}: {key} = {value}: {problem}; {advice}", file.display(), at(*line))]
     Value {
         /// The pod file.
         file: PathBuf,
+        /// The line, if the key stands in the file.
+        line: Option<usize>,
         /// The key, with its table.
-        key: String,
+        key: Box<str>,
         /// The value as written.
-        value: String,
+        value: Box<str>,
         /// What is wrong with it.
         problem: String,
         /// What to do.
@@ -232,7 +230,7 @@ impl Pod {
             file: file.into(),
             message: e.to_string().trim_end().into(),
         })?;
-        check::check(raw, file)
+        check::check(raw, text, file)
     }
 
     /// Checks what depends on the machine: that kernels and images are there, and that the sizes
@@ -248,6 +246,11 @@ impl Pod {
     pub fn node(&self, id: NodeId) -> Option<&Node> {
         self.nodes.iter().find(|node| node.id == id)
     }
+}
+
+/// `:LINE`, as compilers write it.
+fn at(line: Option<usize>) -> String {
+    line.map_or_else(String::new, |line| format!(":{line}"))
 }
 
 impl fmt::Display for Node {
@@ -266,3 +269,7 @@ fn base_of(file: &Path) -> PathBuf {
 #[cfg(test)]
 #[path = "podfile_test.rs"]
 mod podfile_test;
+
+#[cfg(test)]
+#[path = "policy_test.rs"]
+mod policy_test;

@@ -51,7 +51,7 @@ fn a_good_file_gives_a_pod_with_the_defaults_applied() {
     };
     assert_eq!(guest.kernel, Path::new("/pods/vmlinuz"));
     assert_eq!((guest.cpus, guest.memory), (2, 128 << 20));
-    assert_eq!(pod.nodes[0].restart.kind, RestartKind::Never);
+    assert_eq!(pod.nodes[0].policies.default.kind, RestartKind::Never);
     assert_eq!(pod.nodes[1].backend, Backend::Namespace);
 }
 

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::policy::On;
 use super::size::Size;
 
 #[derive(Debug, Deserialize)]
@@ -106,6 +107,9 @@ pub(super) struct Settings {
     pub disks: Option<Vec<Disk>>,
     pub restart: Option<RestartKind>,
     pub max_restarts_per_minute: Option<u32>,
+    pub hook: Option<Vec<String>>,
+    #[serde(default)]
+    pub on: On,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -131,6 +135,9 @@ pub(super) struct Node {
     disks: Option<Vec<Disk>>,
     restart: Option<RestartKind>,
     max_restarts_per_minute: Option<u32>,
+    hook: Option<Vec<String>>,
+    #[serde(default)]
+    on: On,
 }
 
 impl Node {
@@ -152,6 +159,8 @@ impl Node {
             max_restarts_per_minute: self
                 .max_restarts_per_minute
                 .or(defaults.max_restarts_per_minute),
+            hook: self.hook.as_ref().or(defaults.hook.as_ref()).cloned(),
+            on: self.on.or(&defaults.on),
         }
     }
 }

@@ -90,13 +90,25 @@ pub trait Instance: Send + Sync {
     /// Whether the process, all its threads, and all processes of the node are gone.
     fn is_gone(&self) -> bool;
 
-    /// Returns when no store of this life can reach pod memory any more, and not before: it may
-    /// take as long as the kernel takes to end a process.
+    /// Returns when no store of this life can reach pod memory any more, and not before. It blocks
+    /// for as long as that takes, a process's death or the reset of a machine, but is bounded: a
+    /// minute at most. Idempotent: the manager tries again until it succeeds, with growing pauses,
+    /// and another manager may. A backend that has harsher means than its first uses them then.
     ///
     /// # Errors
-    /// If the process cannot even be told to die. The caller must not raise the generation then,
-    /// and tries again.
+    /// If it could not be done, or not be seen to be done: "the reset was accepted" is no success.
+    /// The caller does not raise the generation then.
     fn fence(&self) -> io::Result<Fence>;
+
+    /// A second look, independent of the answer to [`fence`](Self::fence), that the life is
+    /// fenced: for power that is switched by somebody else's firmware, its power state read back.
+    /// Bounded as `fence` is. Backends whose fence is itself the proof need not look twice.
+    ///
+    /// # Errors
+    /// If it is not fenced, or cannot be seen to be. The manager goes on as if `fence` had failed.
+    fn confirm_fence(&self, _fence: &Fence) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Makes all code of the node stand still; when it returns, it does. For a thread of its own:
     /// it may take seconds, but is bounded. Idempotent, also across managers.
@@ -207,17 +219,27 @@ impl StartError {
     }
 }
 
-/// Kills a process and waits until it is gone, however long that takes: nothing but its end
-/// fences it now.
+/// How long a killed process may take to be gone before that is reported, and tried again.
+const KILL_BOUND_S: u32 = 30;
+
+/// Kills a process and waits until it is gone: nothing but its end fences it now.
+///
+/// # Errors
+/// If it cannot be killed, or is not gone after [`KILL_BOUND_S`].
 pub(crate) fn kill_and_wait(process: &crate::sys::process::Process) -> io::Result<()> {
     process.kill()?;
-    let mut waited = 0;
+    let mut waited = 0u32;
     while !process.wait_gone(Some(Duration::from_secs(5))) {
         waited += 5;
         log::warn!(
             "process {} was killed {waited} s ago and is not gone yet",
             process.name().pid
         );
+        if waited >= KILL_BOUND_S {
+            let pid = process.name().pid;
+            let why = format!("process {pid} was killed {waited} s ago and is not gone");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        }
     }
     Ok(())
 }

@@ -216,6 +216,13 @@ impl Instance for NamespaceInstance {
         })
     }
 
+    fn confirm_fence(&self, _fence: &Fence) -> io::Result<()> {
+        if self.process.is_gone() {
+            return Ok(());
+        }
+        Err(io::Error::other("its first process still exists"))
+    }
+
     fn pause(&self) -> io::Result<()> {
         standstill::pause(self.process.name().pid, &self.folder)
     }

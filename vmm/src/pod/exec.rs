@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lupin_abi::port::ExecStatus;
 use lupin_fabric::agent_link::{ExecMessage, ExecSpec};
@@ -38,7 +39,8 @@ pub(super) fn exec(base: &Path, args: &ExecArgs) -> Result<i32, Failure> {
         spawn("stdin", move || feed(&of_thread, io::stdin().lock()))?;
     }
     let of_thread = stream.clone();
-    spawn("signals", move || forward(&of_thread, signals))?;
+    let patience = args.kill_after;
+    spawn("signals", move || forward(&of_thread, signals, patience))?;
     let command = &args.command[0];
     loop {
         let message = stream.recv().map_err(|e| {
@@ -95,12 +97,49 @@ fn feed(stream: &ExecStream, mut input: impl Read) {
     let _ = stream.input.close();
 }
 
-/// Signals to the command.
-fn forward(stream: &ExecStream, mut signals: Signals) {
+/// Signals to the command. Whoever wants this program to end gets that, whatever the command makes
+/// of it: the connection closes with the process, and that ends the command.
+fn forward(stream: &ExecStream, mut signals: Signals, patience: Duration) {
+    let mut wish = Wish::default();
     for signal in signals.forever() {
+        if let Some(status) = wish.hear(signal) {
+            std::process::exit(status);
+        }
         if stream.input.signal(signal).is_err() {
             return;
         }
+        if wish.has_begun(signal) {
+            let end = move || {
+                std::thread::sleep(patience);
+                eprintln!("lupin-vmm: the command did not end in {patience:?}: ending it");
+                std::process::exit(128 + signal);
+            };
+            // Without a thread there is still the second signal.
+            let _ = spawn("patience", end);
+        }
+    }
+}
+
+/// Whether somebody wants this program to end, and not only the command to hear something.
+/// SIGINT and SIGQUIT come from a terminal, and are the command's to take as it likes.
+#[derive(Debug, Default)]
+struct Wish {
+    heard: u32,
+}
+
+impl Wish {
+    /// A signal has come; the exit status, if the program is to end now.
+    fn hear(&mut self, signal: i32) -> Option<i32> {
+        if !matches!(signal, SIGTERM | SIGHUP) {
+            return None;
+        }
+        self.heard += 1;
+        (self.heard > 1).then_some(128 + signal)
+    }
+
+    /// Whether the signal that was just heard is the first of its kind.
+    fn has_begun(&self, signal: i32) -> bool {
+        self.heard == 1 && matches!(signal, SIGTERM | SIGHUP)
     }
 }
 
@@ -154,6 +193,21 @@ mod tests {
         // A node may say anything.
         assert!((0..256).contains(&code(ExecStatus::Code(i32::MIN))));
         assert!((0..256).contains(&code(ExecStatus::Signal(i32::MAX))));
+    }
+
+    #[test]
+    fn the_second_wish_to_end_is_final_and_a_terminal_wishes_nothing() {
+        let mut wish = Wish::default();
+        for _ in 0..5 {
+            assert_eq!(wish.hear(SIGINT), None);
+            assert_eq!(wish.hear(SIGQUIT), None);
+            assert!(!wish.has_begun(SIGINT));
+        }
+        assert_eq!(wish.hear(SIGTERM), None);
+        assert!(wish.has_begun(SIGTERM));
+        assert_eq!(wish.hear(SIGINT), None);
+        assert!(!wish.has_begun(SIGINT), "one wait is enough");
+        assert_eq!(wish.hear(SIGHUP), Some(129));
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod text;
 mod timeline;
 mod top;
 mod up;
+mod upgrade;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -65,6 +66,7 @@ enum PodCommand {
     Stop(EndArgs),
     /// Starts a node that is down, or that waits for its time to be started again.
     Start(NodeArgs),
+    Upgrade(UpgradeArgs),
     Exec(ExecArgs),
     Console(ConsoleArgs),
 }
@@ -165,6 +167,23 @@ struct KillArgs {
     node: String,
 }
 
+/// Replaces the program of a pod's manager while the nodes run on.
+///
+/// The manager executes the program in its own process; it takes the nodes over as they are, with
+/// the next epoch, and starts a backup of its own version. A program that does not run is refused
+/// before anything is begun.
+#[derive(Debug, Args)]
+struct UpgradeArgs {
+    /// Pod file or name.
+    pod: OsString,
+    /// The new lupin-fabricd [default: the file that the manager was started from].
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
+    /// How long to wait for the new manager, at most.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    timeout: Duration,
+}
+
 /// One node, and how long to wait for it.
 #[derive(Debug, Args)]
 struct NodeArgs {
@@ -192,7 +211,9 @@ struct EndArgs {
 
 /// Runs a command inside a node.
 ///
-/// Standard input, output and error, SIGINT, SIGTERM, SIGHUP and SIGQUIT reach it. Exit status:
+/// Standard input, output and error, SIGINT, SIGTERM, SIGHUP and SIGQUIT reach it. If it does not
+/// end after SIGTERM or SIGHUP, a second one, or --kill-after, ends exec with 128+N, and with it
+/// the command by SIGKILL. Exit status:
 /// that of the command; 128+N if signal N killed it; 126 not executable, 127 not found, 125 if
 /// the node was lost or the command could not be run for another reason.
 #[derive(Debug, Args)]
@@ -207,6 +228,9 @@ struct ExecArgs {
     /// Working directory inside the node.
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
+    /// How long the command may go on after the first SIGTERM or SIGHUP.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    kill_after: Duration,
     /// Give the command an empty standard input.
     #[arg(short, long)]
     no_stdin: bool,
@@ -321,6 +345,7 @@ pub fn run(args: &PodArgs) -> i32 {
         PodCommand::Restart(args) => steer::restart(base, args),
         PodCommand::Stop(args) => steer::stop(base, args),
         PodCommand::Start(args) => steer::start(base, args),
+        PodCommand::Upgrade(args) => upgrade::upgrade(base, args),
         PodCommand::Exec(args) => exec::exec(base, args),
         PodCommand::Console(args) => console::console(base, args),
     };

@@ -86,6 +86,12 @@ impl PodControl for FakeManager {
         self.asked.lock().unwrap().push(format!("down {grace:?}"));
     }
 
+    fn upgrade(&self, program: Option<std::path::PathBuf>) -> Result<(), ControlError> {
+        let mut asked = self.asked.lock().unwrap();
+        asked.push(format!("upgrade {program:?}"));
+        Ok(())
+    }
+
     fn link(&self, node: NodeId) -> Result<Arc<AgentLink>, ControlError> {
         Err(ControlError::WrongState {
             node: node.get(),

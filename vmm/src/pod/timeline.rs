@@ -66,6 +66,22 @@ pub(super) fn words(event: &Event, name: &str) -> String {
             format!("{name} taken over as it runs: generation {generation} (process {first})")
         }
         EventKind::NodePaused => format!("{name} paused in {}", span(first)),
+        EventKind::FenceFailed => format!(
+            "{name} could not be fenced (attempt {first}); tried again in {}",
+            span(second.saturating_mul(1_000_000))
+        ),
+        EventKind::HookStarted => format!("{name}: its hook runs (process {first})"),
+        EventKind::HookFailed => match (first, second) {
+            (0, 0) => format!("{name}: its hook could not be started"),
+            (0, signal) => format!(
+                "{name}: its hook died of signal {signal} after {}",
+                span(third)
+            ),
+            (code, _) => format!(
+                "{name}: its hook ended with status {code} after {}",
+                span(third)
+            ),
+        },
         EventKind::NodeResumed => format!("{name} runs on after a pause of {}", span(first)),
         EventKind::NodeStopping => {
             let then = match second {

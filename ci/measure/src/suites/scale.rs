@@ -67,7 +67,7 @@ impl Scale {
         handle.down(Duration::ZERO);
         let ended = running.join();
         drop(heart);
-        if !matches!(ended, Ok(Ok(()))) {
+        if !matches!(ended, Ok(Ok(_))) {
             return Err(system("end the pod")(std::io::Error::other(
                 "the manager failed",
             )));
