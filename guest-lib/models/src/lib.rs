@@ -13,6 +13,10 @@
 //! it dead: the verdict is a word that the death stores with `Release`. Under loom each access of
 //! each mortal actor is tried; under shuttle it is chosen at random.
 //!
+//! **Speed.** Under shuttle actors are interrupted where two of them race, and nowhere else; a
+//! scene that takes long to set up is put back instead ([`stage`]); `--jobs` threads share the
+//! work. Schedules are those of their seed all the same.
+//!
 //! **Sleeps** have no bound here, except that a death ends them once: so a wake-up that is lost
 //! between the living is a deadlock, which both engines see.
 //!
@@ -40,6 +44,7 @@
 
 pub mod cells;
 pub mod history;
+pub mod jobs;
 mod machine;
 pub mod model;
 pub mod models;
@@ -47,7 +52,9 @@ pub mod on_loom;
 pub mod on_shuttle;
 pub mod orders;
 mod quiet;
+mod races;
 pub mod scene;
+pub mod stage;
 pub mod suite;
 
 pub use machine::Death;

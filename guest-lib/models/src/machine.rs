@@ -61,7 +61,7 @@ struct Machine {
     is_silent: Cell<bool>,
     weakened: Cell<Option<Weakened>>,
     sites: RefCell<Option<Sites>>,
-    /// Words that were stored to since the memory was all zero.
+    /// Words that were stored to since the memory was put back.
     stored: RefCell<Vec<usize>>,
     shared: RefCell<Range<usize>>,
     steps: RefCell<Vec<(usize, Step)>>,
@@ -144,8 +144,8 @@ impl Machine {
         is_over
     }
 
-    /// Counts an access, and ends the victim before its last.
-    fn count(&self) {
+    /// Counts an access of the actor that runs, and ends the victim before its last.
+    fn count(&self) -> usize {
         let Some(actor) = self.current.get() else {
             panic!("an access by nobody")
         };
@@ -160,6 +160,7 @@ impl Machine {
             resume_unwind(Box::new(Died));
         }
         accesses[actor] += 1;
+        actor
     }
 
     /// The order of an access, after it was looked at and perhaps weakened.
@@ -247,10 +248,8 @@ impl Probe for Adapter {
         order: Ordering,
     ) -> u64 {
         MACHINE.with(|machine| {
-            let engine = machine.engine();
-            if let Engine::Native = engine
-                && !machine.is_silent.get()
-            {
+            let is_native = matches!(*machine.engine.borrow(), Engine::Native);
+            if is_native && !machine.is_silent.get() {
                 return machine.real(address, width, kind);
             }
             if machine.is_over() {
@@ -261,14 +260,16 @@ impl Probe for Adapter {
                 };
                 return real(address, width, nothing);
             }
-            machine.count();
+            let actor = machine.count();
             let order = machine.order_at(site, kind, order);
+            let engine = machine.engine();
             let found = machine.switching(|| match &engine {
                 Engine::Loom(memory) => memory.access(address, width, kind, order),
-                _ => {
-                    crate::on_shuttle::switch();
+                Engine::Shuttle(memory) => {
+                    memory.before(actor, address, kind);
                     machine.real(address, width, kind)
                 }
+                Engine::Native => unreachable!("answered above"),
             });
             machine.note(Step::Access(site, address, kind, order, found));
             found
@@ -374,7 +375,10 @@ pub(crate) fn settle() -> (Option<InstanceId>, Vec<u64>) {
 
 /// Runs `body`, whose accesses do not happen.
 pub(crate) fn silently<T>(body: impl FnOnce() -> T) -> T {
-    MACHINE.with(|machine| machine.is_silent.set(true));
+    MACHINE.with(|machine| {
+        machine.is_silent.set(true);
+        machine.afterwards.set(0);
+    });
     let result = body();
     MACHINE.with(|machine| machine.is_silent.set(false));
     result
@@ -470,13 +474,19 @@ pub(crate) fn last_steps() -> String {
     })
 }
 
-/// Zeroes what was stored to since the last time.
-pub(crate) fn forget_stores() {
-    MACHINE.with(|machine| {
-        for address in machine.stored.take() {
-            real(address, 8, Kind::Store(0));
-        }
-    });
+/// The words that were stored to since the last time.
+pub(crate) fn take_stores() -> Vec<usize> {
+    MACHINE.with(|machine| machine.stored.take())
+}
+
+/// A word of the scene's memory as it is.
+pub(crate) fn look(address: usize) -> u64 {
+    real(address, 8, Kind::Load)
+}
+
+/// Stores a word where no execution looks on.
+pub(crate) fn put(address: usize, value: u64) {
+    real(address, 8, Kind::Store(value));
 }
 
 /// Whether an actor has not looked since somebody died: its next sleep is a short one,
@@ -494,7 +504,23 @@ pub(crate) fn misses_death(actor: usize) -> bool {
 
 /// Whether an address lies in the scene's memory.
 pub(crate) fn is_shared(address: usize) -> bool {
-    MACHINE.with(|machine| machine.shared.borrow().contains(&address))
+    offset(address).is_some()
+}
+
+/// Where an address lies in the scene's memory, if it does.
+pub(crate) fn offset(address: usize) -> Option<usize> {
+    MACHINE.with(|machine| {
+        let shared = machine.shared.borrow();
+        shared.contains(&address).then(|| address - shared.start)
+    })
+}
+
+/// The actor that everybody can know to be dead.
+pub(crate) fn known_dead() -> Option<usize> {
+    MACHINE.with(|machine| {
+        let death = machine.death.get().filter(|_| machine.is_announced.get())?;
+        Some(death.actor)
+    })
 }
 
 /// The scene's memory.

@@ -1,9 +1,11 @@
 //! `lupin-models`: see the library's documentation.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use lupin_models::jobs;
 use lupin_models::model::Model;
 use lupin_models::suite::{self, Form};
 
@@ -37,6 +39,9 @@ struct Which {
     /// Write the report as JSON, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Threads that run models; as many as there are processors if not given
+    #[arg(long, value_name = "N")]
+    jobs: Option<NonZero<usize>>,
 }
 
 #[derive(Debug, Args)]
@@ -61,6 +66,10 @@ impl Which {
         }
         Ok(models)
     }
+
+    fn jobs(&self) -> NonZero<usize> {
+        self.jobs.unwrap_or_else(jobs::default_jobs)
+    }
 }
 
 fn main() -> ExitCode {
@@ -70,12 +79,19 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode, ExitCode> {
     let (report, json) = match command {
-        Command::Short(which) => (suite::run(&which.models()?, Form::SHORT), which.json),
+        Command::Short(which) => {
+            let report = suite::run(&which.models()?, Form::SHORT, which.jobs());
+            (report, which.json)
+        }
         Command::Long(long) => {
             let form = Form::long(long.schedules, long.seed);
-            (suite::run(&long.which.models()?, form), long.which.json)
+            let report = suite::run(&long.which.models()?, form, long.which.jobs());
+            (report, long.which.json)
         }
-        Command::Orders(which) => (suite::orders(&which.models()?), which.json),
+        Command::Orders(which) => {
+            let report = suite::orders(&which.models()?, which.jobs());
+            (report, which.json)
+        }
         Command::List => {
             for model in suite::select(None) {
                 println!("{}", model.name);

@@ -17,6 +17,7 @@ use crate::history::Time;
 use crate::machine::{self, Death, Engine};
 use crate::on_loom::{Found, Sleep};
 use crate::quiet;
+use crate::races::Races;
 use crate::scene::{End, Judge, Scene};
 
 /// Which schedules.
@@ -43,10 +44,11 @@ pub(crate) struct ShuttleMemory {
     inside: RefCell<Vec<bool>>,
     sleepers: RefCell<VecDeque<(usize, Thread)>>,
     sleep: Sleep,
+    races: Arc<Mutex<Races>>,
 }
 
 /// A point at which another thread may run.
-pub(crate) fn switch() {
+fn switch() {
     shuttle::thread::sleep(Duration::ZERO);
 }
 
@@ -61,13 +63,14 @@ pub(crate) fn run(scene: fn() -> Scene, schedules: Schedules) -> Found {
         let run = {
             let found = found.clone();
             let deaths = Arc::new(Mutex::new(Deaths::new(schedules)));
+            let races = Arc::new(Mutex::new(Races::default()));
             move || {
                 let mut config = Config::new();
                 config.stack_size = 0x2_0000;
                 config.failure_persistence = FailurePersistence::None;
                 config.max_steps = MaxSteps::FailAfter(STEPS);
                 config.silence_warnings = true;
-                let body = move || execution(scene, schedules, &deaths, &found);
+                let body = move || execution(scene, schedules, &deaths, &races, &found);
                 if is_pct {
                     let scheduler =
                         PctScheduler::new_from_seed(schedules.seed, DEPTH, count as usize);
@@ -98,6 +101,22 @@ pub(crate) fn run(scene: fn() -> Scene, schedules: Schedules) -> Found {
 }
 
 impl ShuttleMemory {
+    /// Lets others go before an actor's access, if that can matter.
+    pub(crate) fn before(&self, actor: usize, address: usize, kind: Kind) {
+        let races = match (kind, machine::offset(address)) {
+            (Kind::Fence, _) => false,
+            (_, None) => true,
+            (_, Some(offset)) => {
+                let dead = machine::known_dead();
+                let mut races = self.races.lock().unwrap_or_else(|e| e.into_inner());
+                races.at(actor, offset, kind.stores(), dead)
+            }
+        };
+        if races {
+            switch();
+        }
+    }
+
     pub(crate) fn sleep(&self, actor: usize, address: usize, seen: u32) {
         switch();
         // A futex, unless it is a word of the sleeper's own stack.
@@ -214,6 +233,7 @@ fn execution(
     scene: fn() -> Scene,
     schedules: Schedules,
     deaths: &Mutex<Deaths>,
+    races: &Arc<Mutex<Races>>,
     found: &Mutex<Found>,
 ) {
     machine::reset(Engine::Native, &[], None);
@@ -223,11 +243,16 @@ fn execution(
         .lock()
         .unwrap_or_else(|e| e.into_inner())
         .choose(&scene.mortals());
+    races
+        .lock()
+        .unwrap_or_else(|e| e.into_inner())
+        .begin(scene.memory.len() as usize);
     let memory = Rc::new(ShuttleMemory {
         is_dead: Cell::new(false),
         inside: RefCell::new(vec![false; scene.exclusives]),
         sleepers: RefCell::default(),
         sleep: schedules.sleep,
+        races: races.clone(),
     });
     found.lock().unwrap_or_else(|e| e.into_inner()).executions += 1;
     machine::reset(Engine::Shuttle(memory), &instances, death);

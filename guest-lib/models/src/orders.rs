@@ -3,11 +3,13 @@
 //! needed by something that the models do not see.
 
 use std::collections::BTreeMap;
+use std::num::NonZero;
 use std::sync::atomic::Ordering;
 
 use lupin::crash::Site;
 use lupin::probe::Kind;
 
+use crate::jobs;
 use crate::machine;
 use crate::model::{Effort, Model};
 
@@ -318,41 +320,49 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// Tries all weaker orders of all accesses that `models` make.
-pub fn explore(models: &[&Model], mut progress: impl FnMut(&Verdict)) -> Vec<Verdict> {
-    let mut users: BTreeMap<Site, (Class, Ordering, Vec<&Model>)> = BTreeMap::new();
-    for model in models {
+/// Tries all weaker orders of all accesses that `models` make, on `jobs` threads.
+pub fn explore(
+    models: &[&Model],
+    jobs: NonZero<usize>,
+    progress: impl Fn(&Verdict) + Sync,
+) -> Vec<Verdict> {
+    let seen = jobs::each(jobs, models, |model| {
         let ((), sites) = machine::sites(|| {
             let _ = model.loom(Effort::Orders);
         });
-        for (site, (class, order)) in sites.0 {
+        sites.0
+    });
+    let mut users: BTreeMap<Site, (Class, Ordering, Vec<&Model>)> = BTreeMap::new();
+    for (model, sites) in models.iter().zip(seen) {
+        for (site, (class, order)) in sites {
             let entry = users.entry(site).or_insert((class, order, Vec::new()));
             entry.2.push(model);
         }
     }
     let places = places(users.keys().copied());
-    let mut verdicts = Vec::new();
-    for (site, (class, has, models)) in users {
-        for tried in weaker(class, has) {
-            machine::weaken(Some(Weakened {
-                site,
-                order: *tried,
-            }));
-            let caught = models
-                .iter()
-                .find_map(|model| Some((model.name, model.loom(Effort::Orders).failure?)));
-            machine::weaken(None);
-            let verdict = Verdict {
-                place: places[&site].clone(),
-                has,
-                tried: *tried,
-                caught,
-            };
-            progress(&verdict);
-            verdicts.push(verdict);
-        }
-    }
-    verdicts
+    let trials: Vec<_> = users
+        .iter()
+        .flat_map(|(site, (class, has, models))| {
+            let weaker = weaker(*class, *has).iter();
+            weaker.map(move |tried| (*site, *has, *tried, models))
+        })
+        .collect();
+    jobs::each(jobs, &trials, |(site, has, order, models)| {
+        let (site, order) = (*site, *order);
+        machine::weaken(Some(Weakened { site, order }));
+        let caught = models
+            .iter()
+            .find_map(|model| Some((model.name, model.loom(Effort::Orders).failure?)));
+        machine::weaken(None);
+        let verdict = Verdict {
+            place: places[&site].clone(),
+            has: *has,
+            tried: order,
+            caught,
+        };
+        progress(&verdict);
+        verdict
+    })
 }
 
 /// Names the functions around sites, by reading the sources where the compiler found them.

@@ -11,6 +11,7 @@ use nix::unistd::ftruncate;
 
 use crate::history::Time;
 use crate::machine;
+use crate::stage;
 
 /// One run of a model, ready to begin: built anew for every execution.
 pub struct Scene {
@@ -76,8 +77,16 @@ impl Scene {
     /// # Panics
     /// If the operating system has no memory left.
     pub fn new(bytes: u64) -> Self {
+        stage::strike();
+        Self::over(mapping(bytes))
+    }
+
+    /// A scene over memory as it is.
+    pub(crate) fn over(memory: &'static Mapping) -> Self {
+        let start = memory.as_ptr().addr();
+        machine::share(start..start + memory.len() as usize);
         Self {
-            memory: memory(bytes),
+            memory,
             actors: Vec::new(),
             check: Box::new(|_| ()),
             exclusives: 0,
@@ -148,22 +157,18 @@ impl Exclusive {
     }
 }
 
-/// The calling thread's mapping of that size, all zero. It is never unmapped: executions by the
-/// million share it.
-fn memory(bytes: u64) -> &'static Mapping {
+/// The calling thread's mapping of that size. It is never unmapped: executions by the million
+/// share it.
+pub(crate) fn mapping(bytes: u64) -> &'static Mapping {
     thread_local! {
         static POOL: RefCell<HashMap<u64, &'static Mapping>> = RefCell::default();
     }
     POOL.with_borrow_mut(|pool| {
-        let mapping = *pool.entry(bytes).or_insert_with(|| {
+        *pool.entry(bytes).or_insert_with(|| {
             let file = memfd_create(c"scene", MFdFlags::MFD_CLOEXEC).expect("memory");
             ftruncate(&file, bytes as i64).expect("memory");
             let mapping = Mapping::new(&file, 0, bytes, Access::ReadWrite).expect("memory");
             Box::leak(Box::new(mapping))
-        });
-        machine::forget_stores();
-        let start = mapping.as_ptr().addr();
-        machine::share(start..start + bytes as usize);
-        mapping
+        })
     })
 }

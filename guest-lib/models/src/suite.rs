@@ -1,9 +1,13 @@
 //! The suite: which models, how much of them, and the report.
 
+use std::collections::BTreeSet;
+use std::num::NonZero;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use lupin_report::{Bar, Report, Row};
 
+use crate::jobs;
 use crate::model::{Effort, Model};
 use crate::models;
 use crate::on_loom::Found;
@@ -35,7 +39,7 @@ impl Form {
     }
 }
 
-/// Schedules between two lines of progress; the next begin with the next seed.
+/// Schedules of one seed; the next begin with the next, on whatever thread has time for them.
 const CHUNK: u64 = 50_000;
 
 /// All models, the model of that name, or those of the structure of that name.
@@ -47,45 +51,104 @@ pub fn select(name: Option<&str>) -> Vec<&'static Model> {
     models::all().into_iter().filter(is_meant).collect()
 }
 
-/// Runs models; the report's rows are proofs that nothing failed, and that what is broken on
-/// purpose was caught.
-pub fn run(models: &[&Model], form: Form) -> Report {
-    let mut report = Report::new("lupin-models");
-    push_controls(&mut report);
-    for model in models {
+/// A part of a run: what one thread does at a time.
+struct Part<'m> {
+    model: &'m Model,
+    engine: Engine,
+}
+
+#[derive(Clone, Copy)]
+enum Engine {
+    Loom { preemptions: usize },
+    Shuttle { count: u64, seed: u64 },
+}
+
+/// What is to be run, in the order of the report.
+fn parts<'m>(models: &[&'m Model], form: Form) -> Vec<Part<'m>> {
+    let mut parts = Vec::new();
+    for &model in models {
         if let Some(preemptions) = model.preemptions(form.effort) {
-            let start = Instant::now();
-            let found = model.loom(form.effort);
-            progress(model, "loom", &found, start);
-            let unit = match found.is_complete {
-                true => "failures",
-                false => "failures (search cut short)",
-            };
-            let what = format!("loom, at most {preemptions} pre-emptions");
-            report.push(row(model, &what, unit, &found));
+            let engine = Engine::Loom { preemptions };
+            parts.push(Part { model, engine });
         }
-        if model.shuttle {
-            let of_structure =
-                |other: &&&Model| other.shuttle && other.structure() == model.structure();
-            let share = models.iter().filter(of_structure).count() as u64;
-            let few = model.is_heavy && form.effort == Effort::Short;
-            let schedules = form.schedules / if few { 40 } else { 1 };
-            let found = shuttle(model, schedules.div_ceil(share), form.seed);
-            report.push(row(model, "schedules", "failures", &found));
+        if !model.shuttle {
+            continue;
+        }
+        let of_structure =
+            |other: &&&Model| other.shuttle && other.structure() == model.structure();
+        let share = models.iter().filter(of_structure).count() as u64;
+        let few = model.is_heavy && form.effort == Effort::Short;
+        let schedules = (form.schedules / if few { 4 } else { 1 }).div_ceil(share);
+        let chunks = (0..schedules.div_ceil(CHUNK)).map(|chunk| Engine::Shuttle {
+            count: CHUNK.min(schedules - chunk * CHUNK),
+            seed: form.seed + chunk,
+        });
+        parts.extend(chunks.map(|engine| Part { model, engine }));
+    }
+    parts
+}
+
+/// Runs models, on `jobs` threads; the report's rows are proofs that nothing failed, and that
+/// what is broken on purpose was caught.
+pub fn run(models: &[&Model], form: Form, jobs: NonZero<usize>) -> Report {
+    let mut report = Report::new("lupin-models");
+    push_controls(&mut report, jobs);
+    let parts = parts(models, form);
+    // Once one has failed, no more schedules of a model are needed.
+    let failed = Mutex::new(BTreeSet::new());
+    let results = jobs::each(jobs, &parts, |Part { model, engine }| {
+        let failed = || failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if failed().contains(model.name) {
+            return Found::default();
+        }
+        let start = Instant::now();
+        let (name, found) = match *engine {
+            Engine::Loom { .. } => ("loom", model.loom(form.effort)),
+            Engine::Shuttle { count, seed } => ("shuttle", model.shuttle(count, seed)),
+        };
+        progress(model, name, &found, start);
+        if found.failure.is_some() {
+            failed().insert(model.name);
+        }
+        found
+    });
+    let mut results = parts.iter().zip(results).peekable();
+    while let Some((part, mut found)) = results.next() {
+        match part.engine {
+            Engine::Loom { preemptions } => {
+                let unit = match found.is_complete {
+                    true => "failures",
+                    false => "failures (search cut short)",
+                };
+                let what = format!("loom, at most {preemptions} pre-emptions");
+                report.push(row(part.model, &what, unit, &found));
+            }
+            Engine::Shuttle { .. } => {
+                let is_same = |next: &Part| {
+                    next.model.name == part.model.name
+                        && matches!(next.engine, Engine::Shuttle { .. })
+                };
+                while let Some((_, more)) = results.next_if(|(next, _)| is_same(next)) {
+                    found.executions += more.executions;
+                    found.deaths += more.deaths;
+                    found.failure = found.failure.or(more.failure);
+                }
+                report.push(row(part.model, "schedules", "failures", &found));
+            }
         }
     }
     report
 }
 
 /// Runs what is broken on purpose; the rows are proofs that it was caught, and for its reason.
-pub fn controls() -> Report {
+pub fn controls(jobs: NonZero<usize>) -> Report {
     let mut report = Report::new("lupin-models controls");
-    push_controls(&mut report);
+    push_controls(&mut report, jobs);
     report
 }
 
-fn push_controls(report: &mut Report) {
-    for control in models::controls() {
+fn push_controls(report: &mut Report, jobs: NonZero<usize>) {
+    let rows = jobs::each(jobs, models::controls(), |control| {
         let model = control.model;
         let start = Instant::now();
         let (engine, found) = match model.loom {
@@ -104,28 +167,11 @@ fn push_controls(report: &mut Report) {
         }
         let name = format!("{}: {} sees it", model.name, control.oracle);
         let caught = f64::from(u8::from(caught));
-        report.push(
-            Row::new(name, caught, "caught")
-                .n(found.executions)
-                .proof(Bar::AtLeast(1.0)),
-        );
-    }
-}
-
-fn shuttle(model: &Model, schedules: u64, seed: u64) -> Found {
-    let mut sum = Found::default();
-    let mut chunk = 0;
-    while sum.executions < schedules && sum.failure.is_none() {
-        let start = Instant::now();
-        let count = CHUNK.min(schedules - sum.executions);
-        let found = model.shuttle(count, seed + chunk);
-        progress(model, "shuttle", &found, start);
-        sum.executions += found.executions;
-        sum.deaths += found.deaths;
-        sum.failure = found.failure;
-        chunk += 1;
-    }
-    sum
+        Row::new(name, caught, "caught")
+            .n(found.executions)
+            .proof(Bar::AtLeast(1.0))
+    });
+    rows.into_iter().for_each(|row| report.push(row));
 }
 
 fn progress(model: &Model, engine: &str, found: &Found, start: Instant) {
@@ -152,14 +198,14 @@ fn row(model: &Model, what: &str, unit: &str, found: &Found) -> Row {
 }
 
 /// Tries all weaker orders. An order that nobody misses must be among those that are explained.
-pub fn orders(models: &[&Model]) -> Report {
+pub fn orders(models: &[&Model], jobs: NonZero<usize>) -> Report {
     let models: Vec<_> = models
         .iter()
         .copied()
         .filter(|m| m.preemptions(Effort::Orders).is_some())
         .collect();
     let mut report = Report::new("lupin-models orders");
-    let verdicts = orders::explore(&models, |verdict| {
+    let verdicts = orders::explore(&models, jobs, |verdict| {
         let (has, tried) = (verdict.has, verdict.tried);
         let end = match (&verdict.caught, verdict.reason()) {
             (Some((model, _)), _) => format!("caught by {model}"),

@@ -19,6 +19,7 @@ use crate::mem::{cas64, load64, store64};
 pub(super) const NO_SLAB: u32 = 0;
 
 /// A slab of the participant's own, as the process knows it.
+#[derive(Clone)]
 pub(super) struct Slab<'m> {
     pub(super) span: u32,
     pub(super) class: usize,
@@ -38,6 +39,7 @@ pub(super) struct Slab<'m> {
 }
 
 /// The slabs of a participant, as its process knows them.
+#[derive(Clone)]
 pub(super) struct Cache<'m> {
     /// By the index that all others use; the first is [`NO_SLAB`].
     pub(super) slabs: Vec<Slab<'m>>,
@@ -51,7 +53,7 @@ pub(super) struct Cache<'m> {
 }
 
 /// The slabs of one class.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct ClassCache<'m> {
     pub(super) run: Run<'m>,
     /// The slab that the run is part of.
@@ -67,7 +69,7 @@ pub(super) struct ClassCache<'m> {
 }
 
 /// Up to 64 neighbours of a slab, from which blocks are taken.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Run<'m> {
     /// Those that are free and not noted as free in the slab, from the lowest bit on.
     bits: u64,

@@ -10,7 +10,8 @@ use lupin::shm::Mapping;
 
 use crate::cells::{access, get, get_acquire, pause, put};
 use crate::model::{LoomRun, Model};
-use crate::scene::{self, Exclusive, Here, Judge, Scene};
+use crate::scene::{Exclusive, Here, Judge, Scene};
+use crate::stage;
 
 pub(super) const MODELS: &[Model] = &[
     Model {
@@ -184,15 +185,22 @@ fn retire(member: &mut Member, root: u64) {
 /// The heap's use of it: one replaces the block of a root again and again, in memory that it frees
 /// as early as it may; readers must find both words of a block equal.
 fn heap(readers: u32, rounds: u64) -> Scene {
-    let mut scene = Scene::new(SIZE);
+    let (mut scene, built) = stage::scene(("epoch", readers as usize), SIZE, |scene| {
+        let spec = HeapSpec { participants: 5 };
+        let heap = Heap::create(scene.memory(), &spec, HEIR, &Judge).expect("room");
+        let join = |me| heap.join(me, Judge).expect("a place");
+        let heir = join(HEIR);
+        let ids = 1..=1 + readers;
+        let mut members: Vec<Member> = ids.map(|id| join(InstanceId::new(id, 1))).collect();
+        let root = heap.root(0).expect("a root");
+        publish(scene.memory(), &mut members[0], root, 1);
+        (heap, heir, members)
+    });
     let memory = scene.memory();
-    let spec = HeapSpec { participants: 5 };
-    let heap = Heap::create(memory, &spec, HEIR, &Judge).expect("room");
+    let (heap, heir, members) = &*built;
     let root = heap.root(0).expect("a root");
-    let heir = heap.join(HEIR, Judge).expect("a place");
-    let join = |id| Here(heap.join(InstanceId::new(id, 1), Judge).expect("a place"));
-    let mut remover = join(1);
-    publish(memory, &mut remover.0, root, 1);
+    let mut members = members.iter().map(|member| Here(member.twin()));
+    let remover = members.next().expect("at least one");
     scene.actor(move |_| {
         let mut member = remover.into_inner();
         for round in 0..rounds {
@@ -202,10 +210,8 @@ fn heap(readers: u32, rounds: u64) -> Scene {
             }
             publish(memory, &mut member, root, round + 2);
         }
-        scene::vanish(member);
     });
-    for id in 2..2 + readers {
-        let member = join(id);
+    for member in members {
         scene.actor(move |_| {
             let mut member = member.into_inner();
             for _ in 0..rounds {
@@ -221,12 +227,10 @@ fn heap(readers: u32, rounds: u64) -> Scene {
                 }
                 drop(pin);
             }
-            scene::vanish(member);
         });
     }
-    let heir = Here(heir);
+    let (heap, mut heir) = (*heap, heir.twin());
     scene.finally(move |end| {
-        let mut heir = heir.into_inner();
         heap.recover(HEIR, &end.judge).expect("sane");
         // Whoever was pinned is gone or dead: what is retired now is free after the usual calls.
         retire(&mut heir, root);
@@ -234,7 +238,6 @@ fn heap(readers: u32, rounds: u64) -> Scene {
         assert!(freed == 1 || end.dead.is_some(), "{freed} blocks freed");
         assert_eq!(get(word(memory, root)), 0);
         assert!(heap.audit_with([]).expect("sane").is_clean());
-        scene::vanish(heir);
     });
     scene
 }

@@ -1,6 +1,7 @@
 //! Queue, map and list: linearizable, with every value there once, whoever died.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 
 use lupin::InstanceId;
 use lupin::collections::{List, Map, Queue};
@@ -8,7 +9,8 @@ use lupin::heap::{Heap, HeapSpec, Participant};
 
 use crate::history::{History, Spec};
 use crate::model::{LoomRun, Model};
-use crate::scene::{self, Actor, Here, Judge, Scene};
+use crate::scene::{Actor, Here, Judge, Scene};
+use crate::stage;
 
 pub(super) const MODELS: &[Model] = &[
     Model {
@@ -77,9 +79,34 @@ const SIZE: u64 = 3 << 19;
 const SIZES: [u64; 3] = [24, 32, 48];
 const HEIR: InstanceId = InstanceId::new(8, 1);
 
-fn heap(scene: &Scene) -> Heap<'static> {
-    let spec = HeapSpec { participants: 5 };
-    Heap::create(scene.memory(), &spec, HEIR, &Judge).expect("room")
+/// A heap, a structure in it, and who uses it.
+struct Built<T> {
+    heap: Heap<'static>,
+    structure: T,
+    creator: Member,
+    members: Vec<Member>,
+}
+
+/// A scene with `actors` members of a heap, in which `create` makes a structure.
+fn built<T: 'static>(
+    name: &'static str,
+    actors: usize,
+    create: impl FnOnce(&mut Member, u64) -> T,
+) -> (Scene, Rc<Built<T>>) {
+    stage::scene((name, actors), SIZE, |scene| {
+        let spec = HeapSpec { participants: 5 };
+        let heap = Heap::create(scene.memory(), &spec, HEIR, &Judge).expect("room");
+        let root = heap.root(0).expect("a root");
+        let mut creator = join(heap, HEIR);
+        let structure = create(&mut creator, root);
+        let ids = 1..=actors as u32;
+        Built {
+            heap,
+            structure,
+            creator,
+            members: ids.map(|id| join(heap, InstanceId::new(id, 1))).collect(),
+        }
+    })
 }
 
 /// Joins with a slab of each size that the structures need, so that executions are about them
@@ -143,16 +170,14 @@ fn pass() -> Scene {
 
 /// Actors that do what is given for each.
 fn fifo(turns: Vec<Vec<FifoOp>>) -> Scene {
-    let mut scene = Scene::new(SIZE);
-    let heap = heap(&scene);
-    let root = heap.root(0).expect("a root");
-    let mut creator = join(heap, HEIR);
-    let queue = Queue::create_in(&mut creator, root).expect("room");
+    let create = |creator: &mut _, root| Queue::create_in(creator, root).expect("room");
+    let (mut scene, built) = built("queue", turns.len(), create);
+    let (heap, queue) = (built.heap, built.structure);
     let history = History::<Fifo>::default();
     let pops = |ops: &Vec<FifoOp>| ops.iter().any(|op| matches!(op, FifoOp::Pop));
     let is_even = turns.iter().all(pops);
-    for (id, ops) in (1..).zip(turns) {
-        let member = Here(join(heap, InstanceId::new(id, 1)));
+    for (member, ops) in built.members.iter().zip(turns) {
+        let member = Here(member.twin());
         let history = history.clone();
         scene.actor(move |actor| {
             let mut member = member.into_inner();
@@ -164,9 +189,8 @@ fn fifo(turns: Vec<Vec<FifoOp>>) -> Scene {
             }
         });
     }
-    let creator = Here(creator);
+    let mut heir = built.creator.twin();
     scene.finally(move |end| {
-        let mut heir = creator.into_inner();
         let actor = Actor {
             me: HEIR,
             judge: end.judge,
@@ -178,7 +202,6 @@ fn fifo(turns: Vec<Vec<FifoOp>>) -> Scene {
             })
         };
         let rest = std::iter::from_fn(pop).count();
-        scene::vanish(heir);
         assert!(
             end.dead.is_some() || !is_even || rest == 0,
             "{rest} values were overlooked"
@@ -221,6 +244,7 @@ impl Spec for Entries {
 
 /// A map or a list.
 trait Dictionary: Copy + Send + 'static {
+    const NAME: &'static str;
     fn create(member: &mut Member, root: u64) -> Self;
     /// `None`, or 0 if there was one already.
     fn insert(self, member: &mut Member, key: u64, value: u64) -> Option<u64>;
@@ -244,6 +268,8 @@ fn number(bytes: Option<Vec<u8>>) -> Option<u64> {
 macro_rules! dictionary {
     ($type:ident) => {
         impl Dictionary for $type<'static> {
+            const NAME: &'static str = stringify!($type);
+
             fn create(member: &mut Member, root: u64) -> Self {
                 Self::create_in(member, root).expect("room")
             }
@@ -289,26 +315,21 @@ fn in_turn<D: Dictionary>() -> Scene {
 
 /// Actors that do what is given for each.
 fn entries<D: Dictionary>(turns: Vec<Vec<EntryOp>>) -> Scene {
-    let mut scene = Scene::new(SIZE);
-    let heap = heap(&scene);
-    let root = heap.root(0).expect("a root");
-    let mut creator = join(heap, HEIR);
-    let dictionary = D::create(&mut creator, root);
+    let (mut scene, built) = built(D::NAME, turns.len(), D::create);
+    let (heap, dictionary) = (built.heap, built.structure);
     let history = History::<Entries>::default();
-    for (id, ops) in (1..).zip(turns) {
-        let member = Here(join(heap, InstanceId::new(id, 1)));
+    for (member, ops) in built.members.iter().zip(turns) {
+        let member = Here(member.twin());
         let history = history.clone();
         scene.actor(move |actor| {
             let mut member = member.into_inner();
             for op in ops {
                 history.run(actor, op.clone(), || dictionary.apply(&mut member, &op));
             }
-            scene::vanish(member);
         });
     }
-    let creator = Here(creator);
+    let mut heir = built.creator.twin();
     scene.finally(move |end| {
-        let mut heir = creator.into_inner();
         let actor = Actor {
             me: HEIR,
             judge: end.judge,
@@ -317,7 +338,6 @@ fn entries<D: Dictionary>(turns: Vec<Vec<EntryOp>>) -> Scene {
         for op in [EntryOp::Get(7), EntryOp::Remove(7), EntryOp::Get(7)] {
             history.run(actor, op.clone(), || dictionary.apply(&mut heir, &op));
         }
-        scene::vanish(heir);
         history.check(Entries::default(), end.time);
     });
     scene
