@@ -28,7 +28,22 @@ pub struct ThreadEntry {
     generation: AtomicU32,
     pid: AtomicU32,
     node: AtomicU64,
-    _reserved: [AtomicU64; 2],
+    tid: AtomicU32,
+    _reserved: AtomicU32,
+    started: AtomicU64,
+}
+
+/// Whose life an instance shares, as the node numbers it: for the node's own agents, which may
+/// have to find it again after a restart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holder {
+    /// The process; 0 if nobody's.
+    pub pid: u32,
+    /// The thread of that process on whose life the instance depends; 0 if on the process's.
+    pub tid: u32,
+    /// When that thread, or else the process, was started, in clock ticks since the node's boot:
+    /// numbers are used again. 0 if it is not known.
+    pub started: u64,
 }
 
 impl ThreadEntry {
@@ -46,9 +61,14 @@ impl ThreadEntry {
         InstanceId::from_word(self.node.load(Ordering::Acquire))
     }
 
-    /// The process that holds the id, as its node numbers it. Diagnostic.
-    pub fn pid(&self) -> u32 {
-        self.pid.load(Ordering::Relaxed)
+    /// Who holds the id. Of interest to the agents of the node that [`node`](Self::node) names,
+    /// which wrote it in an earlier life or in this one; to others a diagnostic.
+    pub fn holder(&self) -> Holder {
+        Holder {
+            pid: self.pid.load(Ordering::Relaxed),
+            tid: self.tid.load(Ordering::Relaxed),
+            started: self.started.load(Ordering::Relaxed),
+        }
     }
 
     /// Ends the current life, if any, and makes the next generation current. For an agent with
@@ -61,10 +81,14 @@ impl ThreadEntry {
         Some(next)
     }
 
-    /// Binds the id to a node instance and process. For an agent with the directory lock, after
-    /// [`raise`](Self::raise).
-    pub fn bind(&self, node: InstanceId, pid: u32) {
-        self.pid.store(pid, Ordering::Relaxed);
+    /// Binds the id to a node instance and to whoever holds it there. For an agent with the
+    /// directory lock, after [`raise`](Self::raise).
+    ///
+    /// `Release`: who reads the node also reads the holder.
+    pub fn bind(&self, node: InstanceId, holder: Holder) {
+        self.pid.store(holder.pid, Ordering::Relaxed);
+        self.tid.store(holder.tid, Ordering::Relaxed);
+        self.started.store(holder.started, Ordering::Relaxed);
         self.node.store(node.word(), Ordering::Release);
     }
 }

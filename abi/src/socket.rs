@@ -33,10 +33,13 @@ pub enum Request {
         version: u32,
     },
     /// Become a thread instance of the pod. The instance lives until it is released or the
-    /// connection's process dies.
+    /// connection's process, or the named thread of it, dies.
     RegisterThread {
         /// A number to keep across restarts, or `None` for any free one.
         id: Option<u32>,
+        /// The thread of the caller's process whose end is the instance's, as the process itself
+        /// numbers it (`gettid`); `None` if the instance lives as long as the process.
+        tid: Option<u32>,
     },
     /// End a thread instance in an orderly way.
     ReleaseThread {

@@ -368,7 +368,16 @@ impl Agent {
             (Source::ClientListener, Some(pod)) => pod.server.on_listener(poller),
             (Source::Client(id), Some(pod)) => pod.server.on_client(poller, id, flags),
             (Source::Process(pid), Some(pod)) => pod.server.on_process(pid),
-            (Source::ClientListener | Source::Client(_) | Source::Process(_), None) => {}
+            (Source::Task(pid), Some(pod)) => pod.server.inspect(pid),
+            (Source::ProcEvents, Some(pod)) => pod.server.on_proc_events(),
+            (
+                Source::ClientListener
+                | Source::Client(_)
+                | Source::Process(_)
+                | Source::Task(_)
+                | Source::ProcEvents,
+                None,
+            ) => {}
         }
         false
     }

@@ -49,9 +49,11 @@ pub mod memory;
 mod notify;
 pub mod poll;
 mod priority;
+mod proc_events;
 pub mod run;
 pub mod segments;
 pub mod socket;
+mod task;
 pub mod threads;
 
 #[cfg(test)]

@@ -25,6 +25,10 @@ pub enum Source {
     Process(u32),
     /// A pipe of a command, by the command's number.
     Command(u32),
+    /// The end of a thread, by its process's pid.
+    Task(u32),
+    /// News of the kernel's process connector.
+    ProcEvents,
 }
 
 impl Source {
@@ -38,6 +42,8 @@ impl Source {
             Self::Client(id) => (6, id),
             Self::Process(id) => (7, id),
             Self::Command(id) => (8, id),
+            Self::Task(pid) => (9, pid),
+            Self::ProcEvents => (10, 0),
         };
         tag << 32 | u64::from(id)
     }
@@ -53,6 +59,8 @@ impl Source {
             6 => Self::Client(id),
             7 => Self::Process(id),
             8 => Self::Command(id),
+            9 => Self::Task(id),
+            10 => Self::ProcEvents,
             _ => return None,
         })
     }
@@ -144,6 +152,8 @@ mod tests {
             Source::Client(u32::MAX),
             Source::Process(1),
             Source::Command(0),
+            Source::Task(2),
+            Source::ProcEvents,
         ] {
             assert_eq!(Source::unpack(source.pack()), Some(source));
         }

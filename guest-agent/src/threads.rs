@@ -6,7 +6,7 @@
 //! between leaves a generation that nobody owns.
 
 use lupin::liveness::{Liveness, NodeLiveness};
-use lupin_abi::instances::{MAX_THREADS, ThreadEntry};
+use lupin_abi::instances::{Holder, MAX_THREADS, ThreadEntry};
 use lupin_abi::socket::RefusalCode;
 use lupin_abi::{Generation, InstanceId, ThreadId};
 
@@ -57,12 +57,16 @@ impl Threads {
         node.is_none() || !NodeLiveness::new(self.directory.memory().fabric()).is_alive(node)
     }
 
-    /// Makes a process a thread of the pod, under `wanted` or any free id.
+    /// Makes a process, or a thread of one, a thread of the pod, under `wanted` or any free id.
     ///
     /// # Errors
     /// [`DirectoryError::Thread`] if the id is out of range, belongs to a living thread, or has
     /// used up its generations, or all ids are taken; and those of the lock.
-    pub fn register(&mut self, wanted: Option<u32>, pid: u32) -> Result<Thread, DirectoryError> {
+    pub fn register(
+        &mut self,
+        wanted: Option<u32>,
+        holder: Holder,
+    ) -> Result<Thread, DirectoryError> {
         let directory = self.directory.clone();
         let _guard = directory.lock()?;
         let id = match wanted {
@@ -76,7 +80,7 @@ impl Threads {
             what: "has used up its generations; take another".into(),
         })?;
         crash_point();
-        entry.bind(self.me(), pid);
+        entry.bind(self.me(), holder);
         crash_point();
         Ok(Thread { id, generation })
     }
@@ -130,14 +134,20 @@ impl Threads {
             // never given out again.
             let _ = entry.raise();
             crash_point();
-            entry.bind(InstanceId::NONE, 0);
+            entry.bind(InstanceId::NONE, Holder::default());
             crash_point();
         }
         Ok(())
     }
 
-    /// Instances that an earlier agent of this life registered, with their pids.
-    pub fn own(&self) -> Vec<(Thread, u32)> {
+    /// Who of this node has an id, if anybody.
+    pub fn holder(&self, id: u32) -> Option<Holder> {
+        let entry = self.entry(ThreadId::new(id)?);
+        (entry.node() == self.me()).then(|| entry.holder())
+    }
+
+    /// Instances that an earlier agent of this life registered, with their holders.
+    pub fn own(&self) -> Vec<(Thread, Holder)> {
         let (me, memory) = (self.me(), self.directory.memory());
         (1..=MAX_THREADS)
             .filter_map(ThreadId::new)
@@ -145,7 +155,7 @@ impl Threads {
             .filter(|(_, entry)| entry.node() == me)
             .map(|(id, entry)| {
                 let generation = entry.generation();
-                (Thread { id, generation }, entry.pid())
+                (Thread { id, generation }, entry.holder())
             })
             .collect()
     }

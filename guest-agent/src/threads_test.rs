@@ -3,6 +3,12 @@ use crate::crash::dies_at;
 use crate::directory::Directory;
 use crate::test_pod::TestPod;
 
+const HOLDER: Holder = Holder {
+    pid: 1,
+    tid: 2,
+    started: 3,
+};
+
 fn threads(pod: &TestPod, node: u32, generation: u32) -> Threads {
     Threads::new(Directory::new(pod.attach(node, generation)))
 }
@@ -11,18 +17,18 @@ fn threads(pod: &TestPod, node: u32, generation: u32) -> Threads {
 fn ids_rest_before_they_are_used_again() {
     let pod = TestPod::new();
     let mut table = threads(&pod, 1, 1);
-    let first = table.register(None, 1).unwrap();
+    let first = table.register(None, HOLDER).unwrap();
     table.end([first]).unwrap();
-    let second = table.register(None, 1).unwrap();
+    let second = table.register(None, HOLDER).unwrap();
     assert_ne!(first.id, second.id);
-    assert_eq!(table.own(), [(second, 1)]);
+    assert_eq!(table.own(), [(second, HOLDER)]);
 }
 
 #[test]
 fn only_ones_own_current_life_is_ended() {
     let pod = TestPod::new();
     let (mut one, mut two) = (threads(&pod, 1, 1), threads(&pod, 2, 1));
-    let thread = one.register(Some(9), 1).unwrap();
+    let thread = one.register(Some(9), HOLDER).unwrap();
     two.end([thread]).unwrap();
     assert_eq!(one.own().len(), 1);
     let stale = Thread {
@@ -34,9 +40,9 @@ fn only_ones_own_current_life_is_ended() {
     one.end([thread]).unwrap();
     assert!(one.own().is_empty());
     // The next life is another's; the first must not be able to end it.
-    let next = two.register(Some(9), 1).unwrap();
+    let next = two.register(Some(9), HOLDER).unwrap();
     one.end([next]).unwrap();
-    assert_eq!(two.own(), [(next, 1)]);
+    assert_eq!(two.own(), [(next, HOLDER)]);
 }
 
 #[test]
@@ -49,20 +55,20 @@ fn an_id_whose_generations_are_used_up_stays_unused() {
     let word = unsafe { &*(&raw const *entry).cast::<std::sync::atomic::AtomicU32>() };
     word.store(Generation::MAX, std::sync::atomic::Ordering::Relaxed);
     assert!(matches!(
-        table.register(Some(1), 1),
+        table.register(Some(1), HOLDER),
         Err(DirectoryError::Thread {
             code: RefusalCode::NoSpace,
             ..
         })
     ));
-    assert_eq!(table.register(None, 1).unwrap().id.get(), 2);
+    assert_eq!(table.register(None, HOLDER).unwrap().id.get(), 2);
 }
 
 #[test]
 fn a_death_at_any_store_leaves_ids_that_nobody_owns_and_everybody_can_have() {
     let operations: [fn(&mut Threads); 2] = [
         |table| {
-            table.register(Some(5), 1).unwrap();
+            table.register(Some(5), HOLDER).unwrap();
         },
         |table| {
             let own: Vec<Thread> = table.own().into_iter().map(|(thread, _)| thread).collect();
@@ -72,12 +78,12 @@ fn a_death_at_any_store_leaves_ids_that_nobody_owns_and_everybody_can_have() {
     for operation in operations {
         for at in 0.. {
             let pod = TestPod::new();
-            let first = threads(&pod, 1, 1).register(Some(7), 1).unwrap();
+            let first = threads(&pod, 1, 1).register(Some(7), HOLDER).unwrap();
             let died = dies_at(at, || operation(&mut threads(&pod, 1, 1)));
             pod.kill(1);
             let mut survivor = threads(&pod, 2, 1);
             for id in [5, 7] {
-                let thread = survivor.register(Some(id), 1).unwrap();
+                let thread = survivor.register(Some(id), HOLDER).unwrap();
                 assert!(id != 7 || thread.generation > first.generation, "at {at}");
             }
             if !died {

@@ -72,8 +72,8 @@ pub mod wait;
 pub mod work;
 
 pub use client::{
-    Admission, ClientError, Events, GroupEvent, Happening, Membership, Patience, Pod, Secret,
-    Segment, Thread,
+    Admission, ClientError, Events, GroupEvent, Happening, Membership, OwnThread, Patience, Pod,
+    Secret, Segment, Thread,
 };
 pub use lupin_abi as abi;
 pub use lupin_abi::{Generation, InstanceId, NodeId, ThreadId};

@@ -79,6 +79,7 @@ impl Liveness for ThreadLiveness<'_> {
 mod tests {
     use super::*;
     use crate::test_memory::{fabric_section, instances_section};
+    use lupin_abi::instances::Holder;
     use lupin_abi::{NodeId, ThreadId};
 
     #[test]
@@ -91,7 +92,9 @@ mod tests {
             .map(|id| {
                 let id = ThreadId::new(id).unwrap();
                 let generation = instances.thread(id).raise().unwrap();
-                instances.thread(id).bind(InstanceId::of_node(node, 7), 100);
+                instances
+                    .thread(id)
+                    .bind(InstanceId::of_node(node, 7), Holder::default());
                 InstanceId::of_thread(id, generation)
             })
             .collect();

@@ -69,7 +69,13 @@ fn what_is_written_is_read_back() {
     assert!(!entry.is_known(NodeId::new(4).unwrap()));
     let notice = |seq, what| NoticeRead::Notice(id, Notification { seq, what });
     assert_eq!(section.read(1), notice(1, What::Joined { member }));
-    for end in [End::Unknown, End::Exited(-1), End::Killed(9), End::Node] {
+    for end in [
+        End::Unknown,
+        End::Exited(-1),
+        End::Killed(9),
+        End::Node,
+        End::Thread,
+    ] {
         let change = section.change().die(slot, end);
         section.commit(&change, || {});
         assert_eq!(slot.row().end, end);

@@ -63,6 +63,9 @@ pub enum End {
     Killed(i32),
     /// Its node failed.
     Node,
+    /// Its thread ended and the process went on: the thread returned, panicked or made the
+    /// `exit` system call, or the process began another program (`exec`).
+    Thread,
 }
 
 impl End {
@@ -80,6 +83,7 @@ impl End {
             Self::Exited(code) => (1, code),
             Self::Killed(signal) => (2, signal),
             Self::Node => (3, 0),
+            Self::Thread => (4, 0),
         };
         tag | (value as u32 as u64) << 32
     }
@@ -90,6 +94,7 @@ impl End {
             1 => Self::Exited(value),
             2 => Self::Killed(value),
             3 => Self::Node,
+            4 => Self::Thread,
             _ => Self::Unknown,
         }
     }

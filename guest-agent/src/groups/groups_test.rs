@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 
 use lupin_abi::ThreadId;
 use lupin_abi::groups::{NoticeRead, Notification};
+use lupin_abi::instances::Holder;
 use lupin_abi::socket::RefusalCode;
 
 use super::*;
@@ -31,7 +32,11 @@ impl Agent {
     }
 
     fn register(&mut self, id: u32) -> Thread {
-        self.threads.register(Some(id), id).unwrap()
+        let holder = Holder {
+            pid: id,
+            ..Holder::default()
+        };
+        self.threads.register(Some(id), holder).unwrap()
     }
 
     fn join(&mut self, group: &str, thread: Thread) {

@@ -61,6 +61,8 @@ impl Served {
                         Source::ClientListener => server.on_listener(&poller),
                         Source::Client(id) => server.on_client(&poller, id, flags),
                         Source::Process(pid) => server.on_process(pid),
+                        Source::Task(pid) => server.inspect(pid),
+                        Source::ProcEvents => server.on_proc_events(),
                         other => panic!("{other:?}"),
                     }
                 }
@@ -154,7 +156,15 @@ impl Connection {
     }
 
     pub(super) fn register(&self, id: Option<u32>) -> Result<(u32, u32), RefusalCode> {
-        match self.ask(&Request::RegisterThread { id }).0 {
+        self.register_for(id, None)
+    }
+
+    pub(super) fn register_for(
+        &self,
+        id: Option<u32>,
+        tid: Option<u32>,
+    ) -> Result<(u32, u32), RefusalCode> {
+        match self.ask(&Request::RegisterThread { id, tid }).0 {
             Reply::Thread { id, generation } => Ok((id, generation)),
             Reply::Refused { code, .. } => Err(code),
             other => panic!("{other:?}"),

@@ -12,6 +12,7 @@
 //! and segments belong to the *process*, which is watched through a pidfd: closing a connection
 //! ends nothing, the death of the process ends everything.
 
+mod deaths;
 mod exit;
 mod groups;
 mod limits;
@@ -30,7 +31,7 @@ use std::time::Instant;
 
 use log::{debug, info, warn};
 use lupin_abi::fabric::RingRead;
-use lupin_abi::groups::End;
+use lupin_abi::instances::Holder;
 use lupin_abi::socket::{MAX_PACKET, RefusalCode, Reply, encode};
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
@@ -41,8 +42,11 @@ use nix::sys::socket::{
 
 use crate::groups::{Groups, Watch};
 use crate::poll::{Poller, READABLE, Source};
+use crate::proc_events::ProcEvents;
 use crate::segments::Segments;
+use crate::task;
 use crate::threads::{Thread, Threads};
+use deaths::Unburied;
 use limits::Limits;
 pub use packet::Peer;
 use packet::Received;
@@ -103,6 +107,12 @@ pub struct Server {
     /// Requests to join a group refused since the last tick, as well.
     denied: usize,
     ticks: u64,
+    /// Dead threads that could not be ended, or whose groups could not be told.
+    unburied: Unburied,
+    /// Threads of an earlier agent of whom nothing is known yet.
+    orphans: Vec<(Thread, Holder)>,
+    /// Where the kernel has no descriptors of threads.
+    proc_events: Option<ProcEvents>,
 }
 
 impl Server {
@@ -137,49 +147,17 @@ impl Server {
             cut_off: 0,
             denied: 0,
             ticks: 0,
+            unburied: Unburied::new(),
+            orphans: Vec::new(),
+            proc_events: proc_events(poller),
         };
         if restarted {
+            server.orphans = server.threads.own();
             server.adopt_threads(poller);
         }
         // After the threads: members among them whose process is gone are dead by now.
         server.groups.begin().map_err(io::Error::other)?;
         Ok(server)
-    }
-
-    /// Threads of an earlier agent: kept while a process of that pid lives, for a living thread
-    /// must never be called dead; ended when there is none.
-    fn adopt_threads(&mut self, poller: &Poller) {
-        let mut gone = Vec::new();
-        for (thread, pid) in self.threads.own() {
-            let known = self.processes.contains_key(&pid);
-            if !known {
-                let watched = process::pidfd_open(pid)
-                    .and_then(|pidfd| self.watch(poller, pid, Process::new(pidfd)));
-                match watched {
-                    Ok(()) => {}
-                    Err(Errno::ESRCH) => {
-                        gone.push(thread);
-                        continue;
-                    }
-                    Err(error) => warn!("process {pid} cannot be watched: {error}"),
-                }
-            }
-            if let Some(process) = self.processes.get_mut(&pid) {
-                process.threads.insert(thread);
-            }
-        }
-        if !gone.is_empty() {
-            info!("{} threads ended while no agent ran", gone.len());
-            if let Err(error) = self.threads.end(gone) {
-                warn!("threads of ended processes stay for now: {error}");
-            }
-        }
-    }
-
-    fn watch(&mut self, poller: &Poller, pid: u32, process: Process) -> Result<(), Errno> {
-        poller.add(&process.pidfd, Source::Process(pid), READABLE)?;
-        self.processes.insert(pid, process);
-        Ok(())
     }
 
     /// The segments of this node.
@@ -287,55 +265,6 @@ impl Server {
             process.connections += 1;
         }
         Ok(())
-    }
-
-    /// The agent has reaped a child of its own, which may be a process that it serves.
-    pub fn on_reaped(&mut self, pid: u32, end: End) {
-        if let Some(process) = self.processes.get_mut(&pid) {
-            process.reaped = Some(end);
-        }
-    }
-
-    /// A process may have ended.
-    pub fn on_process(&mut self, pid: u32) {
-        let Some(process) = self.processes.get_mut(&pid) else {
-            return;
-        };
-        if !process.has_ended() {
-            return;
-        }
-        if !process.threads.is_empty() {
-            let threads = std::mem::take(&mut process.threads);
-            let count = threads.len();
-            let end = process.end(pid);
-            let of_groups: Vec<Thread> = threads.iter().copied().collect();
-            // The generations first, which nobody's store can follow; then the groups are told.
-            let ended = self.threads.end(threads.iter().copied());
-            let told = ended
-                .map_err(|e| e.to_string())
-                .and_then(|()| self.groups.died(&of_groups, end).map_err(|e| e.to_string()));
-            if let Err(error) = told {
-                // The pidfd stays readable, so this is tried again at once, and as long as the
-                // node belongs to the pod it succeeds in the end.
-                warn!("threads of ended process {pid}: {error}");
-                if self.threads.is_current() {
-                    process.threads = threads;
-                    return;
-                }
-            } else {
-                info!("process {pid} ended: {count} of its threads are dead");
-            }
-        }
-        if let Some(process) = self.processes.remove(&pid) {
-            for lease in process.segments {
-                self.segments.release(lease);
-            }
-        }
-        // Only children that inherited them could still use its connections, which is refused.
-        let clients = &mut self.clients;
-        for (_, client) in clients.extract_if(|_, client| client.peer.pid == pid) {
-            self.limits.disconnect(client.peer.uid);
-        }
     }
 
     /// Something happened on a connection.
@@ -461,6 +390,8 @@ impl Server {
         if let Some(client) = self.clients.remove(&id) {
             debug!("client {id}: closed");
             self.forget_connection(&client.peer);
+            // A program that was replaced leaves its connections behind.
+            self.inspect(client.peer.pid);
         }
     }
 
@@ -549,6 +480,7 @@ impl Server {
             );
         }
         self.cut_off = 0;
+        self.tick_deaths(poller);
         self.tick_groups();
         if !self.accepting {
             self.accepting = poller
@@ -565,6 +497,16 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// The process connector, where it is needed and to be had.
+fn proc_events(poller: &Poller) -> Option<ProcEvents> {
+    if task::has_thread_pidfds() {
+        return None;
+    }
+    ProcEvents::new(poller)
+        .inspect_err(|error| info!("process connector: {error}: threads are looked at by the tick"))
+        .ok()
 }
 
 fn listen_on(path: &Path) -> io::Result<OwnedFd> {

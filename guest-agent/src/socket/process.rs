@@ -1,14 +1,19 @@
 //! The processes that use the pod from this node, and what dies with them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use log::debug;
 use lupin_abi::groups::End;
+use lupin_abi::instances::Holder;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::EpollFlags;
 
 use super::exit::how_it_ended;
+use crate::poll::{Poller, Source};
 use crate::segments::LeaseId;
+use crate::task::{self, Life, Program};
 use crate::threads::Thread;
 
 /// One process.
@@ -23,6 +28,10 @@ pub struct Process {
     pub connections: usize,
     /// Thread instances that it registered.
     pub threads: BTreeSet<Thread>,
+    /// Those of them that share the life of one of its threads.
+    tasks: BTreeMap<Thread, Task>,
+    /// What it ran when it registered the first of them, if that can be watched.
+    program: Option<Program>,
     /// Leases of the segments that it opened.
     pub segments: BTreeSet<LeaseId>,
     /// How it ended, should this agent be its parent and have reaped it.
@@ -36,9 +45,60 @@ impl Process {
             pidfd,
             connections: 0,
             threads: BTreeSet::new(),
+            tasks: BTreeMap::new(),
+            program: None,
             segments: BTreeSet::new(),
             reaped: None,
         }
+    }
+
+    /// Notes a thread instance of this process's.
+    pub fn hold(&mut self, poller: &Poller, thread: Thread, holder: Holder) {
+        if self.threads.is_empty() {
+            self.program = Program::of(holder.pid)
+                .inspect_err(|error| debug!("memory of process {}: {error}", holder.pid))
+                .ok();
+        }
+        self.threads.insert(thread);
+        if holder.tid != 0 {
+            let pidfd = task::pidfd_of_thread(holder.tid).ok().filter(|pidfd| {
+                // Edges: what it says lasts, and is looked at once.
+                let edges = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+                poller.add(pidfd, Source::Task(holder.pid), edges).is_ok()
+            });
+            self.tasks.insert(thread, Task { holder, pidfd });
+        }
+    }
+
+    /// Forgets a thread instance.
+    pub fn forget(&mut self, thread: &Thread) {
+        self.threads.remove(thread);
+        self.tasks.remove(thread);
+        if self.threads.is_empty() {
+            self.program = None;
+        }
+    }
+
+    /// Thread instances that are over, whether or not the process is.
+    pub fn dead_threads(&self) -> Vec<Thread> {
+        if self.program.as_ref().is_some_and(Program::is_over) {
+            return self.threads.iter().copied().collect();
+        }
+        let is_over = |(_, task): &(&Thread, &Task)| task::life_of(&task.holder) == Life::Over;
+        let dead = self.tasks.iter().filter(is_over);
+        dead.map(|(thread, _)| *thread).collect()
+    }
+
+    /// A cheap look for threads whose end nobody tells.
+    pub fn lacks_a_thread(&self) -> bool {
+        self.tasks.values().any(|Task { holder, pidfd }| {
+            if holder.tid == holder.pid {
+                // Stays, as a zombie, as long as the process does.
+                task::life_of(holder) == Life::Over
+            } else {
+                pidfd.is_none() && task::has_vanished(holder)
+            }
+        })
     }
 
     /// Whether nothing is left to remember of it.
@@ -57,6 +117,14 @@ impl Process {
         self.reaped
             .unwrap_or_else(|| how_it_ended(self.pidfd.as_fd(), pid))
     }
+}
+
+/// A thread of the operating system on whose life an instance depends.
+#[derive(Debug)]
+struct Task {
+    holder: Holder,
+    /// Tells of its end, where the kernel has such descriptors.
+    pidfd: Option<OwnedFd>,
 }
 
 /// The processes by pid.

@@ -15,6 +15,7 @@ use crate::directory::DirectoryError;
 use crate::memory::{MemoryError, Owner, SectionFd};
 use crate::poll::Poller;
 use crate::segments::{Created, LeaseId, SegmentError};
+use crate::task;
 use crate::threads::Thread;
 
 /// Segments listed in one reply: as many as surely fit into a packet.
@@ -99,7 +100,7 @@ impl Server {
             (_, false) => return self.cut_off(poller, id, "a request before Hello".into()),
             (_, true) => {}
         }
-        match self.carry_out(id, &peer, request) {
+        match self.carry_out(poller, id, &peer, request) {
             Ok(Some((reply, fds))) => self.reply(poller, id, &reply, fds),
             Ok(None) => {
                 if let Some(client) = self.clients.get_mut(&id) {
@@ -113,10 +114,10 @@ impl Server {
         self.pump_watch(poller, id);
     }
 
-    fn carry_out(&mut self, id: u32, peer: &Peer, request: Request) -> Answer {
+    fn carry_out(&mut self, poller: &Poller, id: u32, peer: &Peer, request: Request) -> Answer {
         match request {
             Request::Hello { .. } => self.welcome(),
-            Request::RegisterThread { id } => self.register(peer, id),
+            Request::RegisterThread { id, tid } => self.register(poller, peer, id, tid),
             Request::ReleaseThread { id, generation } => self.release(peer, id, generation),
             Request::CreateSegment { name, size, mode } => {
                 if mode & !0o777 != 0 {
@@ -205,7 +206,16 @@ impl Server {
         Ok(Some((reply, vec![fabric.fd, instances.fd])))
     }
 
-    fn register(&mut self, peer: &Peer, wanted: Option<u32>) -> Answer {
+    fn register(
+        &mut self,
+        poller: &Poller,
+        peer: &Peer,
+        wanted: Option<u32>,
+        tid: Option<u32>,
+    ) -> Answer {
+        if let Some(id) = wanted {
+            self.settle(id);
+        }
         let Some(process) = self.processes.get_mut(&peer.pid) else {
             return refusal(RefusalCode::Failed, "this process is not watched");
         };
@@ -213,8 +223,18 @@ impl Server {
             let message = format!("this process has {THREADS_PER_PROCESS} threads already");
             return refusal(RefusalCode::Limit, message);
         }
-        let thread = self.threads.register(wanted, peer.pid)?;
-        process.threads.insert(thread);
+        let holder = match tid {
+            None => task::process(peer.pid),
+            Some(tid) => match task::thread(peer.pid, tid) {
+                Some(holder) => holder,
+                None => {
+                    let message = format!("{tid} is no living thread of this process");
+                    return refusal(RefusalCode::Invalid, message);
+                }
+            },
+        };
+        let thread = self.threads.register(wanted, holder)?;
+        process.hold(poller, thread, holder);
         let reply = Reply::Thread {
             id: thread.id.get(),
             generation: thread.generation,
@@ -245,7 +265,7 @@ impl Server {
         // First: a member does not leave by dying.
         self.groups.leave(None, &[thread])?;
         self.threads.end([thread])?;
-        process.threads.remove(&thread);
+        process.forget(&thread);
         Ok(Some((Reply::Done, Vec::new())))
     }
 

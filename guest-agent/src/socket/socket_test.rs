@@ -4,6 +4,7 @@ use std::io::IoSlice;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use lupin_abi::instances::Holder;
 use lupin_abi::socket::Request;
 use lupin_abi::{ABI_VERSION, InstanceId, ThreadId};
 use nix::sys::socket::{MsgFlags, sendmsg};
@@ -79,7 +80,10 @@ fn nonsense_is_answered_and_cut_off_and_harms_nobody() {
     for _ in 0..50 {
         let client = served.connect();
         client.send_bytes(&hello).unwrap();
-        client.send(&Request::RegisterThread { id: None });
+        client.send(&Request::RegisterThread {
+            id: None,
+            tid: None,
+        });
     }
     assert!(honest.register(None).is_ok());
 }
@@ -141,7 +145,7 @@ fn thread_ids_are_unique_released_and_reborn() {
     let entry = entry.instances().thread(ThreadId::new(id).unwrap());
     assert_eq!(entry.node(), InstanceId::new(1, 1));
     assert_eq!(
-        (entry.generation(), entry.pid()),
+        (entry.generation(), entry.holder().pid),
         (reborn, std::process::id())
     );
 }
@@ -312,7 +316,9 @@ fn a_restarted_agent_keeps_living_threads_and_buries_dead_ones() {
     gone.wait().unwrap();
     for (id, pid) in [(10, std::process::id()), (11, dead)] {
         thread(id).raise();
-        thread(id).bind(me, pid);
+        let started = 0;
+        let tid = 0;
+        thread(id).bind(me, Holder { pid, tid, started });
     }
     // The agent before died with the directory lock.
     let words = memory.system().directory_lock();
@@ -329,4 +335,71 @@ fn a_restarted_agent_keeps_living_threads_and_buries_dead_ones() {
         generation: 1,
     });
     assert_eq!(reply.0, Reply::Done);
+}
+
+#[test]
+fn dead_threads_that_cannot_be_buried_yet_are_when_they_can() {
+    let pod = TestPod::new();
+    let memory = pod.attach(1, 1);
+    let me = InstanceId::new(1, 1);
+    let entry = memory.instances().thread(ThreadId::new(11).unwrap());
+    let mut gone = std::process::Command::new("/bin/true").spawn().unwrap();
+    let (pid, tid, started) = (gone.id(), 0, 0);
+    gone.wait().unwrap();
+    entry.raise();
+    entry.bind(me, Holder { pid, tid, started });
+    let mut backend = pod.backend(1, 1);
+    crate::memory::Backend::attached(&mut backend, pod.header()).unwrap();
+    let directory = crate::directory::Directory::new(memory.clone());
+    let held = directory.begin(true).unwrap();
+    // A peer that lives hangs with the lock.
+    let words = memory.system().directory_lock();
+    words
+        .owner
+        .store(InstanceId::new(2, 1).word(), Ordering::Relaxed);
+    let folder = tempfile::tempdir().unwrap();
+    let poller = Poller::new().unwrap();
+    let threads = Threads::new(directory.clone());
+    let segments = Segments::new(directory, Box::new(backend), held);
+    let path = folder.path().join("agent.sock");
+    let mut server = Server::new(&path, &poller, threads, segments, true).unwrap();
+    assert_eq!((entry.generation(), entry.node()), (1, me));
+    server.tick(&poller);
+    assert_eq!((entry.generation(), entry.node()), (1, me));
+    words.owner.store(0, Ordering::Relaxed);
+    server.tick(&poller);
+    assert_eq!((entry.generation(), entry.node()), (2, InstanceId::NONE));
+    assert!(server.unburied.is_empty());
+}
+
+#[test]
+fn a_number_that_was_given_to_another_process_keeps_no_thread_alive() {
+    let pod = TestPod::new();
+    let memory = pod.attach(1, 1);
+    let me = InstanceId::new(1, 1);
+    let thread = |id| memory.instances().thread(ThreadId::new(id).unwrap());
+    let this = crate::task::process(std::process::id());
+    // This very process; a process before it that had its number; a thread that it had.
+    let tid = std::process::id() + 1_000_000;
+    let earlier = this.started - 1;
+    let holders = [
+        this,
+        Holder {
+            started: earlier,
+            ..this
+        },
+        Holder { tid, ..this },
+    ];
+    for (id, holder) in (10..).zip(holders) {
+        thread(id).raise();
+        thread(id).bind(me, holder);
+    }
+    let _served = Served::start(&pod, 1, 1, true);
+    assert_eq!((thread(10).generation(), thread(10).node()), (1, me));
+    for id in [11, 12] {
+        assert_eq!(
+            (thread(id).generation(), thread(id).node()),
+            (2, InstanceId::NONE)
+        );
+    }
 }

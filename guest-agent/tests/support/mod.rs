@@ -89,7 +89,10 @@ impl Pod {
     }
 
     pub fn start(&self, wrapper: &[&str], arguments: &[&str]) -> Agent {
-        let listener = UnixListener::bind(self.folder.path().join("manager.sock")).unwrap();
+        let path = self.folder.path().join("manager.sock");
+        // Left by an agent before.
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(path).unwrap();
         let doorbell = EventFd::new().unwrap();
         let passed: Vec<RawFd> = vec![
             self.file.as_raw_fd(),

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::FromRawFd;
 
 use lupin::abi::fabric::FabricSection;
-use lupin::abi::instances::InstancesSection;
+use lupin::abi::instances::{Holder, InstancesSection};
 use lupin::abi::layout::{FABRIC_SIZE, INSTANCES_SIZE};
 use lupin::liveness::{NodeLiveness, ThreadLiveness};
 use lupin::shm::{Access, Mapping};
@@ -72,7 +72,11 @@ impl Pod {
         let generation: Generation = entry
             .raise()
             .expect("no thread lives four billion times in a benchmark");
-        entry.bind(self.node(node), std::process::id());
+        let holder = Holder {
+            pid: std::process::id(),
+            ..Holder::default()
+        };
+        entry.bind(self.node(node), holder);
         InstanceId::of_thread(id, generation)
     }
 }

@@ -147,7 +147,7 @@ fn pairs(threads: &[InstanceId]) -> Vec<(u32, u32)> {
 /// Membership of some of this process's threads in a group, left when dropped.
 ///
 /// It ends as well when the threads do: with the process, as a death; with their release, as an
-/// orderly leave. A restart of the agent ends nothing.
+/// orderly leave. A restart of the agent ends nothing, nor does a drop in a panic.
 #[derive(Debug)]
 pub struct Membership {
     pod: Pod,
@@ -207,7 +207,8 @@ impl Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        if !self.threads.is_empty() {
+        // While its thread panics this is no orderly leave: the end of the threads will tell.
+        if !self.threads.is_empty() && !std::thread::panicking() {
             // Without an agent to tell, the end of the threads will do: no waiting for one.
             let _ = self.pod.request_now(&Request::Group(self.leaving()));
         }

@@ -34,7 +34,7 @@ pub use group::{
 pub use group_watch::{GroupEvent, Notifications};
 pub use lupin_abi::socket::{RefusalCode, SegmentInfo};
 pub use segment::Segment;
-pub use thread::Thread;
+pub use thread::{OwnThread, Thread};
 
 use connection::{Address, Welcome, exchange};
 use packet::PacketSocket;

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use lupin::abi::event::EVIDENCE_WORDS;
 use lupin::abi::fabric::{FabricSection, NodeState};
-use lupin::abi::instances::{InstancesSection, MAX_THREADS};
+use lupin::abi::instances::{Holder, InstancesSection, MAX_THREADS};
 use lupin::abi::layout::{
     GRANULE, INSTANCES_SIZE, MIN_SYSTEM_SIZE, PodHeader, SectionKind, write_header,
 };
@@ -216,7 +216,7 @@ impl Inner {
                 };
                 (reply, vec![self.open(true), self.open(true)])
             }
-            Request::RegisterThread { id } => self.register(node, owned, id),
+            Request::RegisterThread { id, .. } => self.register(node, owned, id),
             Request::ReleaseThread { id, generation } => {
                 let instance = InstanceId::new(id, generation);
                 if !owned.contains(&instance) {
@@ -283,7 +283,10 @@ impl Inner {
         };
         let entry = self.instances().thread(id);
         let generation = entry.raise().unwrap();
-        entry.bind(InstanceId::of_node(node.id, node.generation), 0);
+        entry.bind(
+            InstanceId::of_node(node.id, node.generation),
+            Holder::default(),
+        );
         owned.push(InstanceId::of_thread(id, generation));
         let id = id.get();
         (Reply::Thread { id, generation }, vec![])
@@ -294,7 +297,7 @@ impl Inner {
         let entry = self.instances().thread(instance.thread().unwrap());
         if entry.generation() == instance.generation() {
             entry.raise();
-            entry.bind(InstanceId::NONE, 0);
+            entry.bind(InstanceId::NONE, Holder::default());
         }
     }
 
