@@ -20,9 +20,25 @@ pub const NODE_SIZE: u64 = GRANULE;
 pub const INSTANCES_SIZE: u64 = GRANULE;
 /// Where the groups begin, in bytes from the start of the kernel-level state.
 pub const GROUPS_AT: u64 = GRANULE;
-/// Smallest system section: the instances range, and a granule each for the segment directory and
-/// the groups.
-pub const MIN_SYSTEM_SIZE: u64 = INSTANCES_SIZE + GROUPS_AT + GRANULE;
+/// Where the kernel-level allocator begins, in bytes from the start of the kernel-level state. It
+/// takes what is left of the system section.
+pub const ALLOCATOR_AT: u64 = GROUPS_AT + GRANULE;
+/// Smallest system section: the instances range, and a granule each for the segment directory,
+/// the groups, and the allocator of a pool that is not large.
+pub const MIN_SYSTEM_SIZE: u64 = INSTANCES_SIZE + ALLOCATOR_AT + GRANULE;
+
+/// Bytes that the system section must have for so many nodes and a pool of so many bytes: the
+/// allocator keeps a redo log for each node, and a few words for each granule of the pool.
+///
+/// [`MIN_SYSTEM_SIZE`] does for 16 nodes and a pool of 127 GiB.
+pub const fn system_size_for(node_capacity: u32, pool_size: u64) -> u64 {
+    let logs = node_capacity as u64 * 2048;
+    // Every factor is bounded by the rules of a header, so that nothing overflows there; a
+    // wrong header is refused by those rules, whatever comes out here.
+    let allocator = logs.saturating_add((pool_size / GRANULE).saturating_mul(32)) + 4096;
+    let granules = allocator.div_ceil(GRANULE);
+    INSTANCES_SIZE + ALLOCATOR_AT + granules * GRANULE
+}
 
 /// First word of a formatted pod memory: `LUPINPOD` in little-endian bytes.
 pub const POD_MAGIC: u64 = u64::from_le_bytes(*b"LUPINPOD");
@@ -207,7 +223,7 @@ impl PodHeader {
             return Err(size(
                 "system_size",
                 system_size,
-                "is not a multiple of 2 MiB of at least 6 MiB",
+                "is not a multiple of 2 MiB of at least 8 MiB",
             ));
         }
         if !pool_size.is_multiple_of(GRANULE) || pool_size == 0 {
@@ -220,6 +236,14 @@ impl PodHeader {
         // Far below overflow, far above any machine: keeps the sums of `Range` exact.
         if system_size > 1 << 50 || pool_size > 1 << 50 {
             return Err(size("pool_size", pool_size, "is more than 1 PiB"));
+        }
+        if system_size < system_size_for(node_capacity, pool_size) {
+            return Err(size(
+                "system_size",
+                system_size,
+                "is too small for the allocator: it takes 2 KiB for each node and 32 bytes for \
+                 each 2 MiB of the pool, beside 6 MiB",
+            ));
         }
         Ok(Self {
             pod_id,

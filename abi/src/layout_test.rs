@@ -115,10 +115,17 @@ fn bad_geometry_is_refused_with_its_field() {
         (1, MIN_SYSTEM_SIZE, 0, "pool_size"),
         (1, MIN_SYSTEM_SIZE, GRANULE + 4096, "pool_size"),
         (1, MIN_SYSTEM_SIZE, u64::MAX - GRANULE + 1, "pool_size"),
+        (1024, MIN_SYSTEM_SIZE, GRANULE, "system_size"),
+        (16, MIN_SYSTEM_SIZE, 128 << 30, "system_size"),
     ] {
         let error = PodHeader::new(1, "p", cap, system, pool).unwrap_err();
         assert!(format!("{error}").contains(field), "{error}");
     }
+    for (cap, pool) in [(16, 127 << 30), (1024, GRANULE), (1024, 1 << 50)] {
+        let system = system_size_for(cap, pool);
+        assert!(PodHeader::new(1, "p", cap, system, pool).is_ok());
+    }
+    assert_eq!(system_size_for(16, 127 << 30), MIN_SYSTEM_SIZE);
     assert_eq!(
         PodHeader::new(1, "", 1, MIN_SYSTEM_SIZE, GRANULE),
         Err(AttachError::Name)

@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Event;
-use crate::groups::{GroupReply, GroupRequest};
+use crate::groups::{GroupId, GroupReply, GroupRequest};
 use crate::id::Generation;
 
 /// Where the agent listens, unless the environment variable [`SOCKET_ENV`] says otherwise.
@@ -50,24 +50,46 @@ pub enum Request {
     },
     /// Create a segment, scrubbed to zero.
     CreateSegment {
-        /// Name: 1 to 64 bytes of `[A-Za-z0-9._-]`, not beginning with a dot.
-        name: String,
+        /// Which.
+        segment: SegmentName,
         /// Bytes; rounded up to a multiple of 2 MiB.
         size: u64,
-        /// Permission bits for owner, group and others, as for a file (0o660 and the like).
+        /// Permission bits for owner, group and others, as for a file (0o660 and the like), of a
+        /// segment that belongs to no group. Those of a group are for all its members alike.
         mode: u32,
+        /// How long it stays.
+        lifetime: Lifetime,
     },
     /// Open an existing segment.
     OpenSegment {
-        /// Its name.
-        name: String,
+        /// Which.
+        segment: SegmentName,
         /// Whether it will only be read.
         read_only: bool,
     },
-    /// Remove a segment. Refused while another node has it open.
+    /// Append to a segment that is smaller. What is there stays where it is; what is added is
+    /// zero.
+    GrowSegment {
+        /// Which.
+        segment: SegmentName,
+        /// Bytes that it is to have at least; rounded up to a multiple of 2 MiB.
+        size: u64,
+    },
+    /// Give a segment another name. Who has it open keeps it.
+    RenameSegment {
+        /// Which.
+        segment: SegmentName,
+        /// Its new name, in the same group.
+        to: String,
+    },
+    /// Remove a segment.
     RemoveSegment {
-        /// Its name.
-        name: String,
+        /// Which.
+        segment: SegmentName,
+        /// Whether to take it from those who have it open. Where that cannot be done, they keep
+        /// it, without a name, until they let it go. Otherwise the request is refused while
+        /// anybody else uses it.
+        revoke: bool,
     },
     /// List the segments that the caller may read.
     ListSegments,
@@ -78,6 +100,26 @@ pub enum Request {
     },
     /// Something about groups.
     Group(GroupRequest),
+}
+
+/// Names a segment. Each group has names of its own, and so have the segments of no group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentName {
+    /// The group that it belongs to: the caller must be a member.
+    pub group: Option<GroupId>,
+    /// 1 to 64 bytes of `[A-Za-z0-9._-]`, not beginning with a dot.
+    pub name: String,
+}
+
+/// How long a segment stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lifetime {
+    /// Until it is removed, or its group is. It outlives processes and nodes, as a file does.
+    #[default]
+    Kept,
+    /// As long as its group has a living member. For segments of groups.
+    Members,
 }
 
 /// A mapping that the client may make of a descriptor it received.
@@ -113,10 +155,10 @@ pub enum Reply {
         /// Its generation.
         generation: Generation,
     },
-    /// A segment; one descriptor comes with it.
+    /// A segment; one descriptor comes with it for each of its extents.
     Segment {
-        /// How to map the descriptor.
-        mapping: Mapping,
+        /// How to map the descriptors, one after the other.
+        mappings: Vec<Mapping>,
         /// Whether this request created it.
         created: bool,
     },
@@ -156,6 +198,8 @@ pub struct SegmentInfo {
     pub gid: u32,
     /// Permission bits.
     pub mode: u32,
+    /// The group that it belongs to.
+    pub group: Option<GroupId>,
 }
 
 /// Kinds of refusal.
@@ -184,6 +228,8 @@ pub enum RefusalCode {
     Limit,
     /// The agent could not do it; the message and its log say why.
     Failed,
+    /// The segments of the group would have more bytes than its creator allowed.
+    Quota,
 }
 
 /// Encodes a packet.
@@ -216,9 +262,13 @@ mod tests {
     #[test]
     fn packets_read_back_and_garbage_is_refused() {
         let request = Request::CreateSegment {
-            name: "a".into(),
+            segment: SegmentName {
+                group: Some(GroupId::new(3, 7)),
+                name: "a".into(),
+            },
             size: 1 << 21,
             mode: 0o600,
+            lifetime: Lifetime::Members,
         };
         let mut packet = encode(&request).unwrap();
         assert_eq!(decode::<Request>(&packet), Ok(request));

@@ -5,24 +5,31 @@
 //! 0x00040  directory lock        recoverable, owner = node instance
 //! 0x10000  segment directory     512 entries of 512 B
 //! 2 MiB    groups                a granule of their own: see [`groups`](crate::groups)
+//! 4 MiB    allocator             of the pool, with a redo log for each node: the library's
 //! ```
 //!
-//! The directory is its own allocator: the extents of its used entries are what is taken, so
-//! there is no second structure that a crash could leave out of step. A writer holds the lock,
-//! fills an entry, and commits it with the one store of its state.
+//! A segment is a list of extents, each a chunk of the allocator, whose table names the entry as
+//! the chunk's owner ([`SegmentEntry::tag`]). A chunk is taken or freed by one record of the
+//! allocator's redo log that changes the entry's list as well: both or none. Everything else is
+//! committed with the one store of a state, or a count.
 
 use alloc::string::String;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::event::wire_enum;
+use crate::groups::GroupId;
 use crate::id::{InstanceId, MAX_NODES, NodeId};
-use crate::layout::SECTION_HEADER_SIZE;
+use crate::layout::{GRANULE, Range, SECTION_HEADER_SIZE};
+use crate::socket::Lifetime;
 use crate::words::{load_bytes, store_bytes};
 
 /// Entries of the segment directory.
 pub const MAX_SEGMENTS: usize = 512;
 /// Longest name of a segment, in bytes of UTF-8.
 pub const MAX_SEGMENT_NAME: usize = 64;
+/// Most extents of a segment.
+pub const MAX_EXTENTS: usize = 24;
 
 /// The words of a recoverable lock; the algorithm is the library's.
 #[repr(C, align(64))]
@@ -46,11 +53,14 @@ wire_enum! {
     SegmentState {
         /// Unused.
         Free = 0 => "free",
-        /// Being created: its extent is taken, its contents are being scrubbed. If its creator
-        /// is dead, the next holder of the directory lock frees it.
+        /// Being created by its worker: it gets extents, and they are scrubbed. Or it gives its
+        /// extents back. If the worker is dead, whoever comes gives them back.
         Preparing = 1 => "preparing",
         /// In use.
         Live = 2 => "live",
+        /// Removed: nobody opens it any more. Nodes that use it let it go, and whoever sees that
+        /// none is left gives its extents back.
+        Condemned = 3 => "condemned",
     }
 }
 
@@ -58,49 +68,107 @@ wire_enum! {
 #[repr(C, align(512))]
 #[derive(Debug)]
 pub struct SegmentEntry {
-    state: AtomicU32,
-    name_len: AtomicU32,
+    /// [`SegmentState`] in the low half, how often the entry was used in the high half.
+    state: AtomicU64,
+    /// How many extents it has in the low half; in the high half, how many of them are ready.
+    count: AtomicU64,
+    /// The node instance that prepares it, or makes it grow.
+    worker: AtomicU64,
+    /// User id in the low half, group id in the high half.
+    owner: AtomicU64,
+    /// Permission bits in the low half, [`Lifetime`] in the high half.
+    mode: AtomicU64,
+    /// [`GroupId`], or 0.
+    group: AtomicU64,
+    name_len: AtomicU64,
     name: [AtomicU64; MAX_SEGMENT_NAME / 8],
-    offset: AtomicU64,
-    size: AtomicU64,
-    uid: AtomicU32,
-    gid: AtomicU32,
-    mode: AtomicU32,
-    _pad: AtomicU32,
-    creator: AtomicU64,
+    /// First granule of the pool in the low half, number of granules in the high half.
+    extents: [AtomicU64; MAX_EXTENTS],
+    _reserved: [AtomicU64; 9],
     /// One bit a node: that node may have a device or mapping of this segment.
     users: [AtomicU64; MAX_NODES as usize / 64],
 }
 
-/// A segment, decoded. All sizes in bytes, the offset from the start of the pool.
+/// A segment, decoded. All ranges in bytes from the start of the pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Its name, unique in the pod.
+    /// Its name, unique among the segments of its group.
     pub name: String,
-    /// Where it begins in the pool.
-    pub offset: u64,
-    /// How long it is.
-    pub size: u64,
-    /// Owner.
+    /// The group that it belongs to.
+    pub group: Option<GroupId>,
+    /// How long it stays.
+    pub lifetime: Lifetime,
+    /// Where it lies, piece after piece.
+    pub extents: Vec<Range>,
+    /// How many of the extents, from the first, are scrubbed and for everybody.
+    pub ready: usize,
+    /// The user who created it.
     pub uid: u32,
-    /// Group.
+    /// That user's group.
     pub gid: u32,
-    /// Permission bits, as for a file.
+    /// Permission bits, as for a file. For a segment of no group.
     pub mode: u32,
-    /// The node instance that created it.
-    pub creator: InstanceId,
+    /// The node instance that prepares it, or made it grow last.
+    pub worker: InstanceId,
+}
+
+impl Segment {
+    /// Bytes that everybody may use.
+    pub fn size(&self) -> u64 {
+        let ready = self.extents.iter().take(self.ready);
+        ready.fold(0, |sum, extent| sum.saturating_add(extent.size))
+    }
+
+    /// Bytes of the pool that it takes.
+    pub fn taken(&self) -> u64 {
+        let all = self.extents.iter();
+        all.fold(0, |sum, extent| sum.saturating_add(extent.size))
+    }
+}
+
+/// An extent as the entry's word for it.
+pub const fn extent_word(extent: Range) -> u64 {
+    (extent.offset / GRANULE) & 0xffff_ffff | (extent.size / GRANULE) << 32
+}
+
+/// The number of extents and of those that are ready, as the entry's word for them.
+pub const fn count_word(taken: usize, ready: usize) -> u64 {
+    taken as u64 | (ready as u64) << 32
 }
 
 impl SegmentEntry {
     /// The entry's state; an unknown number counts as in use, so that nothing is overwritten.
     pub fn state(&self) -> SegmentState {
         // Acquire: pairs with the Release of `set_state`; the fields belong to the state.
-        SegmentState::from_raw(self.state.load(Ordering::Acquire)).unwrap_or(SegmentState::Live)
+        let raw = self.state.load(Ordering::Acquire) as u32;
+        SegmentState::from_raw(raw).unwrap_or(SegmentState::Live)
+    }
+
+    /// How often the entry was used: which segment of several that had it is meant.
+    pub fn uses(&self) -> u32 {
+        (self.state.load(Ordering::Acquire) >> 32) as u32
+    }
+
+    /// What the allocator calls the owner of the segment's chunks. `index` is the entry's number.
+    pub fn tag(&self, index: usize) -> u64 {
+        u64::from(self.uses()) << 32 | (index as u64 + 1)
     }
 
     /// Commits a state. For the holder of the directory lock.
     pub fn set_state(&self, state: SegmentState) {
-        self.state.store(state as u32, Ordering::Release);
+        let uses = self.state.load(Ordering::Relaxed) & !0xffff_ffff;
+        self.state.store(uses | state as u64, Ordering::Release);
+    }
+
+    /// Commits how many extents are ready. For the holder of the directory lock.
+    pub fn set_count(&self, taken: usize, ready: usize) {
+        self.count
+            .store(count_word(taken, ready), Ordering::Release);
+    }
+
+    /// Says who prepares the entry or makes it grow. For the holder of the directory lock.
+    pub fn set_worker(&self, worker: InstanceId) {
+        self.worker.store(worker.word(), Ordering::Release);
     }
 
     /// The entry's fields. Under the directory lock they are exact; without it, a hint.
@@ -108,35 +176,101 @@ impl SegmentEntry {
         let mut bytes = [0u8; MAX_SEGMENT_NAME];
         load_bytes(&self.name, &mut bytes);
         let len = (self.name_len.load(Ordering::Relaxed) as usize).min(MAX_SEGMENT_NAME);
+        // Acquire: pairs with the Release of `set_count`; the extents belong to the count.
+        let count = self.count.load(Ordering::Acquire);
+        let taken = (count as u32 as usize).min(MAX_EXTENTS);
+        let extents = self.extents[..taken].iter().map(|cell| {
+            let word = cell.load(Ordering::Relaxed);
+            Range {
+                offset: u64::from(word as u32) * GRANULE,
+                size: (word >> 32) * GRANULE,
+            }
+        });
+        let owner = self.owner.load(Ordering::Relaxed);
+        let mode = self.mode.load(Ordering::Relaxed);
+        let group = self.group.load(Ordering::Relaxed);
         Segment {
             name: String::from_utf8_lossy(&bytes[..len]).into_owned(),
-            offset: self.offset.load(Ordering::Relaxed),
-            size: self.size.load(Ordering::Relaxed),
-            uid: self.uid.load(Ordering::Relaxed),
-            gid: self.gid.load(Ordering::Relaxed),
-            mode: self.mode.load(Ordering::Relaxed),
-            creator: InstanceId::from_word(self.creator.load(Ordering::Relaxed)),
+            group: (group != 0).then(|| GroupId::from_word(group)),
+            lifetime: match mode >> 32 {
+                0 => Lifetime::Kept,
+                _ => Lifetime::Members,
+            },
+            extents: extents.collect(),
+            ready: ((count >> 32) as usize).min(taken),
+            uid: owner as u32,
+            gid: (owner >> 32) as u32,
+            mode: mode as u32,
+            worker: InstanceId::from_word(self.worker.load(Ordering::Relaxed)),
         }
     }
 
-    /// Fills the fields of a free entry. For the holder of the directory lock, before
-    /// [`set_state`](Self::set_state).
+    /// The segment that has the entry, without the lock: `None` if it is not in use, or changed
+    /// while it was read.
+    pub fn snapshot(&self) -> Option<Segment> {
+        let before = self.state.load(Ordering::Acquire);
+        let name = self.name_len.load(Ordering::Acquire);
+        let segment = (before as u32 == SegmentState::Live as u32).then(|| self.segment())?;
+        // Acquire fence: if a field above is of a later use, the load below sees that one's
+        // state (Boehm, MSPC 2012).
+        fence(Ordering::Acquire);
+        let after = self.state.load(Ordering::Relaxed);
+        (before == after && name == self.name_len.load(Ordering::Relaxed)).then_some(segment)
+    }
+
+    /// Begins a use of a free entry, without extents. For the holder of the directory lock. The
+    /// one store of the state commits it. `step` is called between any two stores, for tests.
     ///
-    /// Names longer than [`MAX_SEGMENT_NAME`] bytes are the caller's error and are cut.
-    pub fn fill(&self, segment: &Segment) {
+    /// Names longer than [`MAX_SEGMENT_NAME`] bytes are the caller's error and are cut. Extents
+    /// and the number of those that are ready are not looked at.
+    pub fn begin(&self, segment: &Segment, mut step: impl FnMut()) {
         let name = &segment.name.as_bytes()[..segment.name.len().min(MAX_SEGMENT_NAME)];
-        store_bytes(&self.name, name);
-        self.name_len.store(name.len() as u32, Ordering::Relaxed);
-        self.offset.store(segment.offset, Ordering::Relaxed);
-        self.size.store(segment.size, Ordering::Relaxed);
-        self.uid.store(segment.uid, Ordering::Relaxed);
-        self.gid.store(segment.gid, Ordering::Relaxed);
-        self.mode.store(segment.mode, Ordering::Relaxed);
-        self.creator
-            .store(segment.creator.word(), Ordering::Relaxed);
-        for word in &self.users {
-            word.store(0, Ordering::Relaxed);
+        let owner = u64::from(segment.uid) | u64::from(segment.gid) << 32;
+        let mode = u64::from(segment.mode) | (segment.lifetime as u64) << 32;
+        let group = segment.group.map_or(0, GroupId::word);
+        let fields = [
+            (&self.count, 0),
+            (&self.worker, segment.worker.word()),
+            (&self.owner, owner),
+            (&self.mode, mode),
+            (&self.group, group),
+            (&self.name_len, name.len() as u64),
+        ];
+        let users = self.users.iter().map(|cell| (cell, 0));
+        // Of a free entry: nobody reads these before the state says so.
+        for (cell, value) in fields.into_iter().chain(users) {
+            step();
+            cell.store(value, Ordering::Relaxed);
         }
+        store_bytes(&self.name, name);
+        step();
+        let uses = (self.state.load(Ordering::Relaxed) >> 32).wrapping_add(1);
+        let state = uses << 32 | SegmentState::Preparing as u64;
+        self.state.store(state, Ordering::Release);
+        step();
+    }
+
+    /// The word with the numbers of extents ([`count_word`]), for a record of the allocator.
+    pub fn count_cell(&self) -> &AtomicU64 {
+        &self.count
+    }
+
+    /// The word of an extent ([`extent_word`]), for a record of the allocator.
+    pub fn extent_cell(&self, index: usize) -> Option<&AtomicU64> {
+        self.extents.get(index)
+    }
+
+    /// The words of a name, and what a record must store to them for another one.
+    pub fn renamed(&self, name: &str) -> impl Iterator<Item = (&AtomicU64, u64)> {
+        let name = &name.as_bytes()[..name.len().min(MAX_SEGMENT_NAME)];
+        let words = self.name.iter().enumerate().map(|(index, cell)| {
+            let mut word = [0; 8];
+            let rest = name.get(index * 8..).unwrap_or_default();
+            let len = rest.len().min(8);
+            word[..len].copy_from_slice(&rest[..len]);
+            (cell, u64::from_le_bytes(word))
+        });
+        words.chain([(&self.name_len, name.len() as u64)])
     }
 
     /// Records that a node may have the segment mapped. For the holder of the directory lock.

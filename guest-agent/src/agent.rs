@@ -21,7 +21,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::WaitStatus;
 
-use crate::directory::{Directory, DirectoryError};
+use crate::directory::{Directory, DirectoryError, Held};
 use crate::doorbell::Doorbell;
 use crate::heartbeat::Heartbeat;
 use crate::identity::{Identity, IdentityError};
@@ -80,7 +80,7 @@ impl AgentError {
             Self::Identity(_) | Self::Arguments(_) => 2,
             Self::Memory(MemoryError::Attach(_) | MemoryError::NoSuchNode { .. }) => 3,
             Self::Memory(MemoryError::NoRegion { .. } | MemoryError::Device { .. }) => 4,
-            Self::Memory(MemoryError::Os { .. }) => 4,
+            Self::Memory(MemoryError::Os { .. } | MemoryError::Map(_)) => 4,
             Self::Memory(MemoryError::NotAttached) | Self::Directory(_) | Self::Os { .. } => 1,
         }
     }
@@ -189,7 +189,7 @@ impl Pod {
         let directory = Directory::new(Arc::clone(&memory));
         let held = directory.begin(restarted)?;
         for extent in backend.held_segments()? {
-            if !held.iter().any(|held| held.extent() == extent) {
+            if !held.iter().flat_map(Held::extents).any(|e| e == extent) {
                 backend.close_segment(extent)?;
             }
         }

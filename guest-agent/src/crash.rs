@@ -1,4 +1,5 @@
-//! Where tests let an agent die: between any two stores that other nodes can see.
+//! Where tests let an agent die: between any two stores that other nodes can see, those of the
+//! library in its name among them.
 
 #[cfg(test)]
 pub(crate) use armed::{crash_point, dies_at};
@@ -9,38 +10,38 @@ pub(crate) fn crash_point() {}
 
 #[cfg(test)]
 mod armed {
-    use std::cell::Cell;
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::AtomicU64;
 
     use nix::sys::wait::{WaitStatus, waitpid};
     use nix::unistd::{ForkResult, fork};
 
-    thread_local! {
-        /// Crash points left before the process dies.
-        static FUSE: Cell<Option<u32>> = const { Cell::new(None) };
-    }
+    use lupin::crash::{Ended, dies_after};
 
-    /// Ends a process that was told to die here, without any destructor.
+    /// Told to one word of nobody's, so that the points of the agent are counted together with
+    /// the stores of the library.
+    static POINT: AtomicU64 = AtomicU64::new(0);
+
+    /// Ends a process that was told to die here, without any further store.
     pub(crate) fn crash_point() {
-        FUSE.with(|fuse| match fuse.get() {
-            None => {}
-            // SAFETY: ends the process at once; that is the point.
-            Some(0) => unsafe { libc::_exit(66) },
-            Some(n) => fuse.set(Some(n - 1)),
-        });
+        lupin::crash::store(&POINT);
     }
 
-    /// Runs `act` in a process that dies at its crash point number `at` (from 0); false if it has
-    /// fewer.
+    /// Runs `act` in a process that dies at its crash point, or store of the library, number
+    /// `at` (from 0); false if it has fewer.
     pub(crate) fn dies_at(at: u32, act: impl FnOnce()) -> bool {
         // SAFETY: the child runs `act`, which allocates (usable after a fork in the C library)
         // and touches shared memory, and leaves through _exit.
         match unsafe { fork() }.unwrap() {
             ForkResult::Child => {
-                FUSE.with(|fuse| fuse.set(Some(at)));
-                let ended = catch_unwind(AssertUnwindSafe(act));
+                let ended = catch_unwind(AssertUnwindSafe(|| dies_after(at.into(), act)));
+                let status = match ended {
+                    Ok(Ended::Died) => 66,
+                    Ok(Ended::Completed(())) => 0,
+                    Err(_) => 1,
+                };
                 // SAFETY: as above.
-                unsafe { libc::_exit(i32::from(ended.is_err())) }
+                unsafe { libc::_exit(status) }
             }
             ForkResult::Parent { child } => match waitpid(child, None).unwrap() {
                 WaitStatus::Exited(_, 66) => true,

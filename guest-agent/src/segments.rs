@@ -8,11 +8,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
 
 use log::{debug, warn};
+use lupin_abi::groups::GroupId;
+use lupin_abi::socket::SegmentName;
 use lupin_abi::system::Segment;
 
-use crate::directory::{Directory, DirectoryError, Held};
+use crate::directory::{Directory, DirectoryError, Held, NewSegment};
 use crate::memory::mapping::Mapping;
-use crate::memory::{Backend, MemoryError, Owner, SectionFd};
+use crate::memory::{Backend, MemoryError, SectionFd};
 
 /// Bytes scrubbed before the agent looks after its other duties again.
 const SCRUB_STEP: usize = 8 << 20;
@@ -40,20 +42,28 @@ struct Lease {
 #[derive(Debug)]
 struct Scrub {
     lease: LeaseId,
-    mapping: Mapping,
-    /// Words done.
-    at: usize,
+    /// What is being made, or appended to.
+    held: Held,
+    /// What is to be scrubbed.
+    mappings: Vec<Mapping>,
+    /// Mappings done, and words done of the next one.
+    at: (usize, usize),
     /// Whose request it is.
     client: u32,
 }
 
-/// A created segment that is ready, or is not going to be.
+/// What a process is given of a segment: a descriptor for each extent.
+pub type Handed = (LeaseId, Vec<SectionFd>);
+
+/// A segment that is ready, or longer, or is not going to be.
 #[derive(Debug)]
-pub struct Created {
+pub struct Scrubbed {
     /// Whose request it was.
     pub client: u32,
+    /// Whether it is a new one.
+    pub created: bool,
     /// What to hand out.
-    pub result: Result<(LeaseId, SectionFd), SegmentError>,
+    pub result: Result<Handed, SegmentError>,
 }
 
 /// The segments that this node uses.
@@ -94,9 +104,14 @@ impl Segments {
 
     fn lease(&mut self, held: Held) -> LeaseId {
         // An entry of the directory has at most one lease, shared by all processes.
-        if let Some((id, _)) = self.leases.iter().find(|(_, l)| l.held.index == held.index) {
+        let of_entry = self.leases.iter_mut();
+        let mut of_entry = of_entry.filter(|(_, l)| l.held.index == held.index);
+        if let Some((id, lease)) = of_entry.next() {
+            // It may have grown since.
+            lease.held = held;
             return *id;
         }
+        drop(of_entry);
         self.next += 1;
         let processes = 0;
         self.leases.insert(self.next, Lease { held, processes });
@@ -107,37 +122,72 @@ impl Segments {
     ///
     /// # Errors
     /// [`SegmentError`]; nothing is left of the segment then.
-    pub fn create(
+    pub fn create(&mut self, new: &NewSegment<'_>, client: u32) -> Result<(), SegmentError> {
+        let held = self.directory.create(new)?;
+        self.scrub(held, client)
+    }
+
+    /// Begins to append to a segment until it has `size` bytes, if `may` allows it;
+    /// [`work`](Self::work) returns it when that is scrubbed. One that is large enough is
+    /// returned at once.
+    ///
+    /// # Errors
+    /// [`SegmentError`]; the segment is as it was then.
+    pub fn grow(
         &mut self,
-        name: &str,
+        name: &SegmentName,
         size: u64,
-        owner: Owner,
         client: u32,
-    ) -> Result<(), SegmentError> {
-        let held = self.directory.create(name, size, owner)?;
-        let mapped = self
-            .backend
-            .open_segment(held.extent(), owner, false)
-            .and_then(|SectionFd { fd, window }| {
-                Mapping::new(&fd, window.offset, window.size, true)
-                    .map_err(|e| MemoryError::os(format!("mmap of segment {name:?}"), e))
-            });
-        match mapped {
-            Ok(mapping) => {
-                let lease = self.lease(held);
-                self.scrubs.push_back(Scrub {
-                    lease,
-                    mapping,
-                    at: 0,
-                    client,
-                });
-                Ok(())
-            }
-            Err(error) => {
-                self.directory.forget(&held)?;
-                Err(error.into())
+        may: impl FnOnce(&Segment) -> bool,
+    ) -> Result<Option<Handed>, SegmentError> {
+        let held = self.directory.grow(name, size, may)?;
+        if held.unready().next().is_none() {
+            return Ok(Some(self.hand_out(held, false)?));
+        }
+        self.scrub(held, client)?;
+        Ok(None)
+    }
+
+    /// Queues what is not ready yet.
+    fn scrub(&mut self, held: Held, client: u32) -> Result<(), SegmentError> {
+        let mut mappings = Vec::new();
+        for extent in held.unready() {
+            let SectionFd { fd, window } =
+                match self.backend.open_segment(extent, held.owner(), false) {
+                    Ok(opened) => opened,
+                    Err(error) => return Err(self.abandon(&held, error)),
+                };
+            match Mapping::new(&fd, window.offset, window.size, true) {
+                Ok(mapping) => mappings.push(mapping),
+                Err(error) => {
+                    let what = format!("mmap of segment {:?}", held.segment.name);
+                    return Err(self.abandon(&held, MemoryError::os(what, error)));
+                }
             }
         }
+        let lease = self.lease(held.clone());
+        self.scrubs.push_back(Scrub {
+            lease,
+            held,
+            mappings,
+            at: (0, 0),
+            client,
+        });
+        Ok(())
+    }
+
+    /// Gives back what cannot be made ready; gives the error that says why.
+    fn abandon(&mut self, held: &Held, error: MemoryError) -> SegmentError {
+        let name = &held.segment.name;
+        for extent in held.unready() {
+            if let Err(error) = self.backend.close_segment(extent) {
+                warn!("segment {name:?}: {error}");
+            }
+        }
+        if let Err(error) = self.directory.abandon(held) {
+            warn!("segment {name:?}: {error}");
+        }
+        error.into()
     }
 
     /// Whether [`work`](Self::work) has something to do.
@@ -146,32 +196,31 @@ impl Segments {
     }
 
     /// Scrubs a little; returns a segment that became ready.
-    pub fn work(&mut self) -> Option<Created> {
+    pub fn work(&mut self) -> Option<Scrubbed> {
         let scrub = self.scrubs.front_mut()?;
-        let words = scrub.mapping.words();
-        let end = words.len().min(scrub.at + SCRUB_STEP / 8);
-        for word in &words[scrub.at..end] {
-            // Relaxed: the Release store of the entry's state publishes them all.
-            word.store(0, Ordering::Relaxed);
+        let (part, from) = scrub.at;
+        if let Some(mapping) = scrub.mappings.get(part) {
+            let words = mapping.words();
+            let end = words.len().min(from + SCRUB_STEP / 8);
+            for word in &words[from..end] {
+                // Relaxed: the Release store of the entry's count or state publishes them all.
+                word.store(0, Ordering::Relaxed);
+            }
+            scrub.at = match end < words.len() {
+                true => (part, end),
+                false => (part + 1, 0),
+            };
+            if scrub.at.0 < scrub.mappings.len() {
+                return None;
+            }
         }
-        scrub.at = end;
-        if end < words.len() {
-            return None;
-        }
-        let Scrub { lease, client, .. } = self.scrubs.pop_front()?;
-        let held = self.leases.get(&lease)?.held.clone();
-        let result = self
-            .directory
-            .publish(&held)
-            .map_err(SegmentError::from)
-            .and_then(|()| {
-                Ok((
-                    lease,
-                    self.backend
-                        .open_segment(held.extent(), held.owner(), false)?,
-                ))
-            });
-        Some(Created { client, result })
+        let Scrub { held, client, .. } = self.scrubs.pop_front()?;
+        let result = self.directory.publish(&held).map_err(SegmentError::from);
+        Some(Scrubbed {
+            client,
+            created: held.segment.ready == 0,
+            result: result.and_then(|held| self.hand_out(held, false)),
+        })
     }
 
     /// Opens a segment for a process, if `may` allows it.
@@ -180,20 +229,27 @@ impl Segments {
     /// [`SegmentError`].
     pub fn open(
         &mut self,
-        name: &str,
+        name: &SegmentName,
         read_only: bool,
         may: impl FnOnce(&Segment) -> bool,
-    ) -> Result<(LeaseId, SectionFd), SegmentError> {
+    ) -> Result<Handed, SegmentError> {
         let held = self.directory.open(name, may)?;
-        let (extent, owner) = (held.extent(), held.owner());
-        let lease = self.lease(held);
-        match self.backend.open_segment(extent, owner, read_only) {
-            Ok(fd) => Ok((lease, fd)),
-            Err(error) => {
-                self.end_if_unused(lease);
-                Err(error.into())
+        self.hand_out(held, read_only)
+    }
+
+    fn hand_out(&mut self, held: Held, read_only: bool) -> Result<Handed, SegmentError> {
+        let lease = self.lease(held.clone());
+        let mut fds = Vec::new();
+        for extent in held.ready() {
+            match self.backend.open_segment(extent, held.owner(), read_only) {
+                Ok(fd) => fds.push(fd),
+                Err(error) => {
+                    self.end_if_unused(lease);
+                    return Err(error.into());
+                }
             }
         }
+        Ok((lease, fds))
     }
 
     /// A process begins to hold a lease.
@@ -228,54 +284,106 @@ impl Segments {
         let Some(lease) = self.leases.get(&id) else {
             return;
         };
-        let extent = lease.held.extent();
-        if lease.processes > 0
+        let is_used = lease.processes > 0
             || self.scrubs.iter().any(|scrub| scrub.lease == id)
-            || self.backend.is_mapped(extent)
-        {
-            return;
-        }
-        match self.backend.close_segment(extent) {
-            Ok(()) => {
-                debug!("segment {:?} is let go", lease.held.segment.name);
-                self.directory.let_go(&lease.held);
-                self.leases.remove(&id);
-            }
-            // Tried again at the next look.
-            Err(error) => warn!("segment {:?}: {error}", lease.held.segment.name),
+            || lease.held.extents().any(|e| self.backend.is_mapped(e));
+        if !is_used {
+            self.end(id);
         }
     }
 
-    /// Removes a segment, if `may` allows it and nobody but the caller, who holds the leases
-    /// `own`, uses it: a process that still has it mapped would lose it in the middle of its
-    /// work, or, where the backend cannot revoke, share it with the next owner of the extent.
-    ///
-    /// # Errors
-    /// [`SegmentError`]. If the memory cannot be taken away, the name is gone but the extent
-    /// stays taken for this life of the node.
-    pub fn remove(
-        &mut self,
-        name: &str,
-        own: &BTreeSet<LeaseId>,
-        may: impl Fn(&Segment) -> bool,
-    ) -> Result<(), SegmentError> {
-        let named = |(_, lease): &(&LeaseId, &Lease)| lease.held.segment.name == name;
-        if let Some(id) = self.leases.iter().find(named).map(|(id, _)| *id) {
-            self.end_if_unused(id);
-            if let Some(lease) = self.leases.get(&id)
-                && may(&lease.held.segment)
-                && (lease.processes, own.contains(&id)) != (1, true)
-            {
-                let name = name.into();
-                let by = "processes of this node".into();
-                return Err(DirectoryError::Busy { name, by }.into());
+    /// Takes a segment's devices away, and lets it go. Whoever has it mapped loses it, where the
+    /// backend can revoke.
+    fn end(&mut self, id: LeaseId) {
+        let Some(lease) = self.leases.get(&id) else {
+            return;
+        };
+        let name = &lease.held.segment.name;
+        for extent in lease.held.extents() {
+            if let Err(error) = self.backend.close_segment(extent) {
+                // Tried again at the next look.
+                return warn!("segment {name:?}: {error}");
             }
         }
-        let held = self.directory.begin_remove(name, may)?;
-        self.leases
-            .retain(|_, lease| lease.held.index != held.index);
-        self.backend.close_segment(held.extent())?;
-        self.directory.forget(&held)?;
+        debug!("segment {name:?} is let go");
+        self.directory.let_go(&lease.held);
+        self.leases.remove(&id);
+    }
+
+    /// Removes a segment, if `may` allows it and, unless it is to be `revoke`d, nobody but the
+    /// caller, who holds the leases `own`, uses it: a process that still has it mapped would lose
+    /// it in the middle of its work. Where the backend cannot revoke, a segment that others use
+    /// keeps its memory until they let it go.
+    ///
+    /// # Errors
+    /// [`SegmentError`].
+    pub fn remove(
+        &mut self,
+        name: &SegmentName,
+        revoke: bool,
+        own: &BTreeSet<LeaseId>,
+        may: impl FnOnce(&Segment) -> bool,
+    ) -> Result<(), SegmentError> {
+        // What nobody uses any more, and was not looked at since, is in nobody's way.
+        self.recheck();
+        let users = |index: usize| {
+            let mut leases = self.leases.iter();
+            let lease = leases.find(|(_, lease)| lease.held.index == index);
+            lease.map(|(id, lease)| (*id, lease.processes))
+        };
+        let is_only_own =
+            |(id, processes): (LeaseId, usize)| (processes, own.contains(&id)) == (1, true);
+        let is_busy = |index| users(index).is_some_and(|lease| !is_only_own(lease));
+        let held = self.directory.condemn(name, revoke, may, is_busy)?;
+        if let Some(lease) = users(held.index)
+            && (is_only_own(lease) || self.backend.can_revoke())
+        {
+            self.end(lease.0);
+        }
+        self.directory.bury_nodes();
         Ok(())
+    }
+
+    /// Gives a segment another name, if `may` allows it.
+    ///
+    /// # Errors
+    /// [`SegmentError`].
+    pub fn rename(
+        &mut self,
+        name: &SegmentName,
+        to: &str,
+        may: impl FnOnce(&Segment) -> bool,
+    ) -> Result<(), SegmentError> {
+        Ok(self.directory.rename(name, to, may)?)
+    }
+
+    /// Lets removed segments go, and has what is left of them and of the dead given back.
+    pub fn tidy(&mut self) {
+        let removed = self.leases.iter();
+        let removed = removed.filter(|(_, lease)| self.directory.is_condemned(&lease.held));
+        let removed: Vec<LeaseId> = removed.map(|(id, _)| *id).collect();
+        for id in removed {
+            match self.backend.can_revoke() {
+                true => self.end(id),
+                false => self.end_if_unused(id),
+            }
+        }
+        self.directory.bury_nodes();
+    }
+
+    /// Takes away, where the backend can, the segments of groups that are held by nobody on this
+    /// node of whom `is_member` says that it still belongs there.
+    pub fn expel(&mut self, is_member: impl Fn(LeaseId, GroupId) -> bool) {
+        if !self.backend.can_revoke() {
+            return;
+        }
+        let former = self.leases.iter().filter(|(id, lease)| {
+            let group = lease.held.segment.group;
+            lease.processes > 0 && group.is_some_and(|group| !is_member(**id, group))
+        });
+        let former: Vec<LeaseId> = former.map(|(id, _)| *id).collect();
+        for id in former {
+            self.end(id);
+        }
     }
 }

@@ -22,6 +22,7 @@ const SPEC: PodAllocatorSpec = PodAllocatorSpec {
         units: 1024,
         unit: MIB,
     },
+    also: 0,
 };
 
 fn main() -> Result<(), Box<dyn Error>> {

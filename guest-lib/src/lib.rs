@@ -61,6 +61,7 @@ pub mod log;
 mod mem;
 pub mod offset_ptr;
 pub mod pod_safe;
+pub mod revocation;
 mod seal;
 pub mod shm;
 pub mod sync;

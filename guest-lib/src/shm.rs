@@ -14,6 +14,7 @@ use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 
 use crate::pod_safe::PodShared;
+use crate::revocation::{Guard, GuardError, Revoked};
 
 /// What a mapping may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +70,7 @@ pub struct Mapping {
     base: NonNull<u8>,
     len: usize,
     access: Access,
+    guard: Option<Guard>,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread, and all access is atomic.
@@ -94,16 +96,12 @@ impl Mapping {
         if size > isize::MAX as usize {
             return Err(invalid());
         }
-        let protection = match access {
-            Access::ReadOnly => libc::PROT_READ,
-            Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
-        };
         // SAFETY: a new mapping at an address of the kernel's choice; no memory of ours changes.
         let base = unsafe {
             libc::mmap(
                 core::ptr::null_mut(),
                 size,
-                protection,
+                protection(access),
                 libc::MAP_SHARED,
                 fd.as_fd().as_raw_fd(),
                 at,
@@ -117,7 +115,100 @@ impl Mapping {
             base,
             len: size,
             access,
+            guard: None,
         })
+    }
+
+    /// Maps parts of files or devices, each a descriptor, an offset and a length in bytes, one
+    /// after the other, so that offsets go on from one part to the next. Lengths are multiples of
+    /// the page size; of several parts, the first begins at an address that is a multiple of
+    /// 2 MiB, which devices ask for. The descriptors may be closed afterwards.
+    ///
+    /// # Errors
+    /// [`ShmError::Map`] with the reason of `mmap`; nothing stays mapped then.
+    pub fn of_parts<F: AsFd>(parts: &[(F, u64, u64)], access: Access) -> Result<Self, ShmError> {
+        if let [(fd, offset, len)] = parts {
+            return Self::new(fd, *offset, *len, access);
+        }
+        let lengths = parts.iter().map(|(_, _, len)| *len);
+        let len = lengths.fold(0, u64::saturating_add);
+        // Owns the addresses until it is filled, and afterwards.
+        let mut whole = Self::reserve(len, access)?;
+        let mut at = 0;
+        for (fd, offset, len) in parts {
+            whole.place(at, fd.as_fd().as_raw_fd(), *offset, *len)?;
+            at += *len as usize;
+        }
+        Ok(whole)
+    }
+
+    /// Addresses without memory, aligned for devices.
+    fn reserve(len: u64, access: Access) -> Result<Self, ShmError> {
+        let failed = |source| ShmError::Map {
+            offset: 0,
+            len,
+            source,
+        };
+        let invalid = || failed(io::Error::from_raw_os_error(libc::EINVAL));
+        let align = lupin_abi::layout::GRANULE as usize;
+        let size = usize::try_from(len).ok().filter(|size| *size > 0);
+        let size = size.ok_or_else(invalid)?;
+        let room = size
+            .checked_add(align)
+            .filter(|r| *r <= isize::MAX as usize);
+        let room = room.ok_or_else(invalid)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice; no memory of ours changes.
+        let start =
+            unsafe { libc::mmap(core::ptr::null_mut(), room, libc::PROT_NONE, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        let before = start.addr().wrapping_neg() % align;
+        let base = start.wrapping_byte_add(before);
+        let after = room - before - size;
+        // SAFETY: both ranges lie in what was mapped just now, outside of what is kept; an empty
+        // one is refused by the kernel.
+        unsafe {
+            libc::munmap(start, before);
+            libc::munmap(base.wrapping_byte_add(size), after);
+        }
+        let base = NonNull::new(base.cast::<u8>()).ok_or_else(invalid)?;
+        Ok(Self {
+            base,
+            len: size,
+            access,
+            guard: None,
+        })
+    }
+
+    /// Maps a part over addresses of this mapping, from byte `at` on.
+    fn place(&mut self, at: usize, fd: libc::c_int, offset: u64, len: u64) -> Result<(), ShmError> {
+        let failed = |source| ShmError::Map {
+            offset,
+            len,
+            source,
+        };
+        let (Ok(size), Ok(from)) = (usize::try_from(len), libc::off_t::try_from(offset)) else {
+            return Err(failed(io::Error::from_raw_os_error(libc::EINVAL)));
+        };
+        // The lengths of the parts add up to that of the whole.
+        debug_assert!(at + size <= self.len);
+        // SAFETY: the range lies in this mapping, to which nobody has a reference yet.
+        let placed = unsafe {
+            libc::mmap(
+                self.base.as_ptr().add(at).cast(),
+                size,
+                protection(self.access),
+                libc::MAP_SHARED | libc::MAP_FIXED,
+                fd,
+                from,
+            )
+        };
+        match placed == libc::MAP_FAILED {
+            true => Err(failed(io::Error::last_os_error())),
+            false => Ok(()),
+        }
     }
 
     /// Bytes mapped.
@@ -128,6 +219,38 @@ impl Mapping {
     /// Whether nothing is mapped (never true: the kernel refuses it).
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// From here on, a revocation is an error that [`intact`](Self::intact) tells, and no longer
+    /// the end of the process. See [`revocation`](crate::revocation) for what that means.
+    ///
+    /// # Errors
+    /// [`GuardError`]; the mapping is as it was.
+    pub fn guard(&mut self) -> Result<(), GuardError> {
+        if self.guard.is_none() {
+            self.guard = Some(Guard::new(self.base.as_ptr().addr(), self.len)?);
+        }
+        Ok(())
+    }
+
+    /// Whether it is guarded.
+    pub fn is_guarded(&self) -> bool {
+        self.guard.is_some()
+    }
+
+    /// Whether all accesses of this thread up to here met what is in the shared memory. Always so
+    /// for a mapping that is not guarded: its revocation would have ended the process.
+    ///
+    /// # Errors
+    /// [`Revoked`].
+    pub fn intact(&self) -> Result<(), Revoked> {
+        // The signal of an access comes in its place in the program; the fence keeps the compiler
+        // from moving an access behind the look.
+        core::sync::atomic::compiler_fence(Ordering::SeqCst);
+        match self.guard.as_ref().is_some_and(Guard::is_revoked) {
+            true => Err(Revoked),
+            false => Ok(()),
+        }
     }
 
     /// What the mapping may do.
@@ -262,8 +385,17 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // First: the handler maps nothing where something else may be mapped next.
+        self.guard = None;
         // SAFETY: `base` and `len` are what `mmap` gave; no reference outlives `self`.
         unsafe { libc::munmap(self.base.as_ptr().cast::<c_void>(), self.len) };
+    }
+}
+
+fn protection(access: Access) -> libc::c_int {
+    match access {
+        Access::ReadOnly => libc::PROT_READ,
+        Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
     }
 }
 
@@ -336,6 +468,40 @@ mod tests {
             m.get::<AtomicU64>(4),
             Err(ShmError::Unaligned { align: 8, .. })
         ));
+    }
+
+    #[test]
+    fn parts_lie_one_after_the_other() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4 * 4096).unwrap();
+        let whole = Mapping::new(&file, 0, 4 * 4096, Access::ReadWrite).unwrap();
+        for page in 0..4u8 {
+            whole
+                .copy_in(u64::from(page) * 4096, &[page; 4096])
+                .unwrap();
+        }
+        let parts = [(&file, 3 * 4096, 4096), (&file, 0, 2 * 4096)];
+        let mapped = Mapping::of_parts(&parts, Access::ReadWrite).unwrap();
+        assert_eq!(
+            (mapped.len(), mapped.as_ptr().addr() % (2 << 20)),
+            (3 * 4096, 0)
+        );
+        let mut out = [9; 2];
+        for (at, expected) in [(0, [3, 3]), (4095, [3, 0]), (2 * 4096 - 1, [0, 1])] {
+            mapped.copy_out(at, &mut out).unwrap();
+            assert_eq!(out, expected);
+        }
+        assert!(mapped.copy_out(3 * 4096 - 1, &mut out).is_err());
+        mapped.copy_in(4095, &[7, 8]).unwrap();
+        whole.copy_out(4 * 4096 - 2, &mut out).unwrap();
+        assert_eq!(out, [3, 7]);
+        let lengths = |a, b| {
+            let parts = [(&file, 0, a), (&file, 0, b)];
+            Mapping::of_parts(&parts, Access::ReadOnly).is_ok()
+        };
+        assert!(lengths(4096, 4096));
+        assert!(!lengths(4096, u64::MAX - 4096) && !lengths(0, 0) && !lengths(4096, 0));
+        assert!(Mapping::of_parts::<std::fs::File>(&[], Access::ReadOnly).is_err());
     }
 
     #[test]

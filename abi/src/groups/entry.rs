@@ -33,7 +33,9 @@ pub struct GroupEntry {
     owner: AtomicU64,
     /// Length of the name, numbers of uids and gids, whether there is a secret: 8 bits each.
     shape: AtomicU64,
-    _reserved: [AtomicU64; 3],
+    /// Bytes that its segments may have; all bits set if there is no quota.
+    quota: AtomicU64,
+    _reserved: [AtomicU64; 2],
     name: [AtomicU64; MAX_GROUP_NAME / 8],
     salt: [AtomicU64; SALT_SIZE / 8],
     hash: [AtomicU64; HASH_SIZE / 8],
@@ -63,6 +65,8 @@ pub struct Group {
     pub gids: Vec<u32>,
     /// Salt, and hash of salt and secret, if there is a secret.
     pub secret: Option<([u8; SALT_SIZE], [u8; HASH_SIZE])>,
+    /// Bytes that its segments may have together, if that is limited.
+    pub quota: Option<u64>,
 }
 
 impl GroupEntry {
@@ -108,6 +112,15 @@ impl GroupEntry {
                 load_bytes(&self.hash, &mut hash);
                 (salt, hash)
             }),
+            quota: self.quota(),
+        }
+    }
+
+    /// Bytes that its segments may have together, if that is limited.
+    pub fn quota(&self) -> Option<u64> {
+        match self.quota.load(Ordering::Relaxed) {
+            u64::MAX => None,
+            quota => Some(quota),
         }
     }
 
@@ -151,6 +164,7 @@ impl GroupEntry {
         let owner = u64::from(group.uid) | u64::from(group.gid) << 32;
         change.put(&self.owner, owner);
         change.put(&self.shape, u64::from_le_bytes(shape));
+        change.put(&self.quota, group.quota.unwrap_or(u64::MAX));
         put_bytes(change, &self.name, name);
         let (salt, hash) = group.secret.unwrap_or_default();
         put_bytes(change, &self.salt, &salt);

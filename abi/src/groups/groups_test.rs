@@ -26,6 +26,7 @@ fn group(name: &str) -> Group {
         uids: vec![1, u32::MAX, 3],
         gids: vec![9],
         secret: Some(([7; SALT_SIZE], [8; HASH_SIZE])),
+        quota: Some(1 << 40),
     }
 }
 

@@ -255,6 +255,8 @@ pub enum GroupRequest {
         name: String,
         /// Who may join.
         admission: Admission,
+        /// Bytes that its segments may have together; `None` for no limit but the pool.
+        quota: Option<u64>,
     },
     /// Remove a group without living members. For its creator's user, and root.
     Remove {

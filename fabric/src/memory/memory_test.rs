@@ -12,7 +12,7 @@ fn geometry() -> Geometry {
     Geometry {
         name: "demo".into(),
         node_capacity: 3,
-        system: 6 << 20,
+        system: 8 << 20,
         pool: 8 << 20,
     }
 }
@@ -169,7 +169,7 @@ fn another_pod_and_another_shape_are_refused_and_change_nothing() {
         |g| g.pool = 16 << 20,
         &["memory.pool = 8M", "16M", "cannot change"],
     );
-    ask(|g| g.system = 8 << 20, &["memory.system = 6M", "8M"]);
+    ask(|g| g.system = 10 << 20, &["memory.system = 8M", "10M"]);
     ask(|g| g.node_capacity = 4, &["memory.node_capacity = 3", "4"]);
     assert!(std::fs::read(&path).unwrap() == before);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lupin_abi::NodeId;
 use lupin_abi::id::MAX_NODES;
-use lupin_abi::layout::{GRANULE, MAX_POD_NAME, MIN_SYSTEM_SIZE, PodHeader};
+use lupin_abi::layout::{GRANULE, MAX_POD_NAME, PodHeader, system_size_for};
 
 use super::policy::{self, Action, Policies, Restart};
 use super::raw::{self, BackendKind, RestartKind};
@@ -187,18 +187,21 @@ fn check_memory(
         let value = format_args!("{:?}", raw.path);
         return Err(complain.about("memory.path", value, problem, "rename the file"));
     }
-    let default_system = Size::of_bytes(MIN_SYSTEM_SIZE);
-    let system = raw.system.as_ref().unwrap_or(&default_system);
     let node_capacity = raw.node_capacity.unwrap_or(DEFAULT_CAPACITY.max(highest));
     if node_capacity == 0 || node_capacity > MAX_NODES {
         let problem = format!("it must be 1 to {MAX_NODES}");
         let advice = "use 16, or as many nodes as the pod may ever have";
         return Err(complain.about("memory.node_capacity", node_capacity, problem, advice));
     }
+    let pool = complain.whole_granules("memory.pool", &raw.pool, GRANULE)?;
+    // What the allocator of such a pool needs.
+    let least = system_size_for(node_capacity, pool);
+    let default_system = Size::of_bytes(least);
+    let system = raw.system.as_ref().unwrap_or(&default_system);
     Ok(Memory {
         path: base.join(&raw.path),
-        pool: complain.whole_granules("memory.pool", &raw.pool, GRANULE)?,
-        system: complain.whole_granules("memory.system", system, MIN_SYSTEM_SIZE)?,
+        pool,
+        system: complain.whole_granules("memory.system", system, least)?,
         node_capacity,
     })
 }

@@ -41,7 +41,7 @@ fn a_good_file_gives_a_pod_with_the_defaults_applied() {
     let pod = parse(GOOD).unwrap();
     assert_eq!(pod.name, "demo");
     assert_eq!(pod.memory.path, Path::new("/pods/demo.pod"));
-    assert_eq!(pod.memory.system, 6 << 20);
+    assert_eq!(pod.memory.system, 8 << 20);
     assert_eq!(pod.memory.node_capacity, 16);
     assert_eq!(pod.heartbeat.deadline, Duration::from_millis(100));
     let ids: Vec<_> = pod.nodes.iter().map(|n| (n.id.get(), &*n.name)).collect();
@@ -127,7 +127,7 @@ fn sizes_are_whole_granules_and_not_absurd() {
     refused(
         "\"64M\"",
         "\"64M\"\nsystem = \"2M\"",
-        &["memory.system = 2M", "6M"],
+        &["memory.system = 2M", "8M"],
     );
     refused(
         "\"128M\"",

@@ -110,6 +110,7 @@ mod tests {
             uids: admission.uids.clone(),
             gids: admission.gids.clone(),
             secret: checked(admission).unwrap(),
+            quota: None,
         }
     }
 

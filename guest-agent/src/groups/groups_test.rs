@@ -63,7 +63,10 @@ fn peer(pid: u32) -> Peer {
 
 fn create(agent: &mut Agent, name: &str) -> GroupId {
     let admission = Admission::default();
-    agent.groups.create(name, &admission, &peer(1)).unwrap()
+    agent
+        .groups
+        .create(name, &admission, None, &peer(1))
+        .unwrap()
 }
 
 fn history(groups: &Groups) -> Vec<(GroupId, Notification)> {
@@ -334,7 +337,9 @@ fn full_tables_are_refused_and_the_dead_make_room() {
     for index in 1..MAX_GROUPS_LEFT {
         create(&mut one, &format!("n{index}"));
     }
-    let more = one.groups.create("more", &Admission::default(), &peer(1));
+    let more = one
+        .groups
+        .create("more", &Admission::default(), None, &peer(1));
     assert_eq!(more.unwrap_err().code(), RefusalCode::NoSpace);
 }
 
@@ -345,7 +350,7 @@ fn users_have_quotas() {
     let pod = TestPod::new();
     let mut one = Agent::new(&pod, 1, 1);
     let user = Peer { uid: 5, ..peer(1) };
-    let mut create = |name: String| one.groups.create(&name, &Admission::default(), &user);
+    let mut create = |name: String| one.groups.create(&name, &Admission::default(), None, &user);
     for index in 0..GROUPS_PER_USER {
         create(format!("g{index}")).unwrap();
     }
@@ -365,7 +370,7 @@ fn a_group_is_removed_by_its_creator_when_nobody_is_left() {
     let user = |uid| Peer { uid, ..peer(1) };
     let id = one
         .groups
-        .create("g", &Admission::default(), &user(5))
+        .create("g", &Admission::default(), None, &user(5))
         .unwrap();
     let thread = one.register(1);
     one.groups.join("g", None, &[thread], &user(5)).unwrap();

@@ -176,7 +176,7 @@ impl Groups {
             .filter(move |row| row.group == group)
     }
 
-    /// Creates a group.
+    /// Creates a group, whose segments may have `quota` bytes together.
     ///
     /// # Errors
     /// [`GroupError`]: `Name`, `Rules`, `Exists`, `Full`, `Quota`, and those of the lock.
@@ -184,6 +184,7 @@ impl Groups {
         &mut self,
         name: &str,
         admission: &Admission,
+        quota: Option<u64>,
         peer: &Peer,
     ) -> Result<GroupId, GroupError> {
         if !name_is_valid(name) {
@@ -215,6 +216,7 @@ impl Groups {
             uids: admission.uids.clone(),
             gids: admission.gids.clone(),
             secret,
+            quota,
         };
         self.commit(&self.section().change().create(entry, &group));
         let id = entry.id(index).ok_or(GroupError::Full("groups"))?;

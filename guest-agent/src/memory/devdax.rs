@@ -173,6 +173,10 @@ impl Backend for DevDax {
         })
     }
 
+    fn can_revoke(&self) -> bool {
+        true
+    }
+
     fn close_segment(&mut self, extent: Extent) -> Result<(), MemoryError> {
         let range = self.segment_range(extent)?;
         self.nodes.remove(&range.start);

@@ -70,7 +70,7 @@ fn the_section_of_another_node_or_pod_is_refused() {
     let bytes = pod.header().encode_section(SectionKind::Node, 2, at.size);
     pod.file().write_all_at(&bytes, at.offset).unwrap();
     assert!(refusal(&pod, 1).contains("node 2"));
-    let other = PodHeader::new(7, "other", NODES, 6 << 20, 2 << 20).unwrap();
+    let other = PodHeader::new(7, "other", NODES, 8 << 20, 2 << 20).unwrap();
     let bytes = other.encode_section(SectionKind::Node, 1, at.size);
     pod.file().write_all_at(&bytes, at.offset).unwrap();
     assert!(refusal(&pod, 1).contains("belongs to pod"));

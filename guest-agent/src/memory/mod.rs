@@ -15,6 +15,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use lupin::shm;
 use lupin_abi::fabric::FabricSection;
 use lupin_abi::groups::GroupSection;
 use lupin_abi::instances::InstancesSection;
@@ -67,6 +68,9 @@ pub enum MemoryError {
         /// What is wrong and what to do.
         what: String,
     },
+    /// The memory of agents cannot be mapped.
+    #[error("the system section: {0}")]
+    Map(shm::ShmError),
     /// A section was asked for before the header was read.
     #[error("pod memory is not attached")]
     NotAttached,
@@ -144,6 +148,10 @@ pub trait Backend: Send {
         read_only: bool,
     ) -> Result<SectionFd, MemoryError>;
 
+    /// Whether [`close_segment`](Self::close_segment) takes the memory from processes that have
+    /// it mapped.
+    fn can_revoke(&self) -> bool;
+
     /// Takes away what [`open_segment`](Self::open_segment) made. Where the backend can revoke,
     /// mappings that are left are revoked.
     ///
@@ -171,7 +179,8 @@ pub struct PodMemory {
     fabric: Mapping,
     node: Arc<NodeMemory>,
     instances: Mapping,
-    kernel: Mapping,
+    /// The library's kind of mapping, because its allocator lies in it.
+    kernel: shm::Mapping,
 }
 
 /// This node's own section. Mapped before the others: with it the agent can already beat, and
@@ -248,9 +257,23 @@ impl Attaching {
         let instances = map(backend, SectionKind::Instances, false)?;
         let size = self.header.instances().size;
         check(&self.header, &instances, SectionKind::Instances, 0, size)?;
-        let kernel = map(backend, SectionKind::System, false)?;
+        let SectionFd { fd, window } = backend.section(SectionKind::System, false)?;
         let size = self.header.kernel().size;
-        check(&self.header, &kernel, SectionKind::System, 0, size)?;
+        if window.size < size {
+            return Err(AttachError::Truncated {
+                expected: size,
+                actual: window.size,
+            }
+            .into());
+        }
+        let kernel = shm::Mapping::new(&fd, window.offset, window.size, shm::Access::ReadWrite)
+            .map_err(MemoryError::Map)?;
+        // SAFETY: at least one granule (the header's rule, checked above), page aligned, alive as
+        // long as `kernel`, atomics only.
+        let section = unsafe { SystemSection::from_ptr(kernel.as_ptr()) };
+        let found = read_header(section.header_words());
+        self.header
+            .check_section(&found, SectionKind::System, 0, size)?;
         Ok(PodMemory {
             header: self.header,
             identity: self.identity,
@@ -296,14 +319,20 @@ impl PodMemory {
     pub fn system(&self) -> &SystemSection {
         // SAFETY: at least one granule (the header's rule, checked in `finish`), page aligned,
         // alive as long as `self`, used through atomics only.
-        unsafe { SystemSection::from_ptr(self.kernel.base()) }
+        unsafe { SystemSection::from_ptr(self.kernel.as_ptr()) }
+    }
+
+    /// All of what only agents use, for the pod's allocator, which lies at
+    /// [`ALLOCATOR_AT`](lupin_abi::layout::ALLOCATOR_AT) and stores to the directory as well.
+    pub fn kernel(&self) -> &shm::Mapping {
+        &self.kernel
     }
 
     /// The control groups.
     pub fn groups(&self) -> &GroupSection {
         // SAFETY: the header's rule for the system section leaves a granule at GROUPS_AT (checked
         // in `finish`), page aligned, alive as long as `self`, used through atomics only.
-        unsafe { GroupSection::from_ptr(self.kernel.base().add(GROUPS_AT as usize)) }
+        unsafe { GroupSection::from_ptr(self.kernel.as_ptr().add(GROUPS_AT as usize)) }
     }
 
     /// Whether this node, in this life, still belongs to the pod.

@@ -115,6 +115,10 @@ impl Backend for PodFile {
         })
     }
 
+    fn can_revoke(&self) -> bool {
+        false
+    }
+
     fn close_segment(&mut self, _extent: Extent) -> Result<(), MemoryError> {
         // Nothing was made for it, and a mapping of a file cannot be revoked.
         Ok(())

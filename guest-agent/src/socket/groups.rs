@@ -36,8 +36,12 @@ impl Server {
     /// Carries out a request about groups.
     pub(super) fn group_request(&mut self, id: u32, peer: &Peer, request: GroupRequest) -> Answer {
         match request {
-            GroupRequest::Create { name, admission } => {
-                let group = self.groups.create(&name, &admission, peer)?;
+            GroupRequest::Create {
+                name,
+                admission,
+                quota,
+            } => {
+                let group = self.groups.create(&name, &admission, quota, peer)?;
                 answer(GroupReply::Created { group })
             }
             GroupRequest::Remove { name } => {
@@ -61,6 +65,7 @@ impl Server {
             GroupRequest::Leave { group, threads } => {
                 let threads = self.own_threads(peer, &threads)?;
                 self.groups.leave(Some(group), &threads)?;
+                self.expel_former_members();
                 Ok(Some((Reply::Done, Vec::new())))
             }
             GroupRequest::Members { group, after } => {
@@ -109,7 +114,7 @@ impl Server {
         Ok(threads)
     }
 
-    fn check_member(&self, peer: &Peer, group: GroupId) -> Result<(), Refusal> {
+    pub(super) fn check_member(&self, peer: &Peer, group: GroupId) -> Result<(), Refusal> {
         let process = self.processes.get(&peer.pid);
         if process.is_some_and(|p| self.groups.is_member(group, &p.threads)) {
             return Ok(());
@@ -117,6 +122,16 @@ impl Server {
         // The same whether there is such a group or not.
         let message = format!("this process is no member of group {group}");
         refusal(RefusalCode::Permission, message)
+    }
+
+    /// Takes the segments of groups from processes that are no members any more, if no process of
+    /// this node that has them open still is one: all of them use the same devices.
+    pub(super) fn expel_former_members(&mut self) {
+        let (processes, groups) = (&self.processes, &self.groups);
+        self.segments.expel(|lease, group| {
+            let mut holders = processes.values().filter(|p| p.segments.contains(&lease));
+            holders.any(|process| groups.is_member(group, &process.threads))
+        });
     }
 
     /// Wrong credentials are worth a line in the log, a flood of them is not.

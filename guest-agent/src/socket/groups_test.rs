@@ -26,7 +26,11 @@ impl Connection {
             ..Admission::default()
         };
         let name = name.into();
-        match self.group(GroupRequest::Create { name, admission })? {
+        match self.group(GroupRequest::Create {
+            name,
+            admission,
+            quota: None,
+        })? {
             GroupReply::Created { group } => Ok(group),
             other => panic!("{other:?}"),
         }

@@ -9,8 +9,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lupin_abi::ABI_VERSION;
+use lupin_abi::groups::GroupId;
 use lupin_abi::socket::{
-    MAX_PACKET, Mapping as Window, RefusalCode, Reply, Request, decode, encode,
+    Lifetime, MAX_PACKET, Mapping as Window, RefusalCode, Reply, Request, SegmentName, decode,
+    encode,
 };
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -122,7 +124,7 @@ impl Connection {
     /// The next packet; `None` at the end of the connection.
     pub(super) fn receive(&self) -> Option<(Reply, Vec<OwnedFd>)> {
         let mut buffer = vec![0; MAX_PACKET];
-        let mut space = nix::cmsg_space!([i32; 4]);
+        let mut space = nix::cmsg_space!([i32; 24]);
         let mut parts = [IoSliceMut::new(&mut buffer)];
         let flags = MsgFlags::empty();
         let message = match recvmsg::<()>(self.0.as_raw_fd(), &mut parts, Some(&mut space), flags) {
@@ -172,8 +174,7 @@ impl Connection {
     }
 
     pub(super) fn create(&self, name: &str, size: u64) -> Result<(Window, OwnedFd), RefusalCode> {
-        let (name, mode) = (name.into(), 0o600);
-        segment(self.ask(&Request::CreateSegment { name, size, mode }), true)
+        segment(self.ask(&creation(named(None, name), size)), true)
     }
 
     pub(super) fn open(
@@ -181,13 +182,24 @@ impl Connection {
         name: &str,
         read_only: bool,
     ) -> Result<(Window, OwnedFd), RefusalCode> {
-        let name = name.into();
-        segment(self.ask(&Request::OpenSegment { name, read_only }), false)
+        let segment_name = named(None, name);
+        let request = Request::OpenSegment {
+            segment: segment_name,
+            read_only,
+        };
+        segment(self.ask(&request), false)
     }
 
     pub(super) fn remove(&self, name: &str) -> Result<(), RefusalCode> {
-        let name = name.into();
-        match self.ask(&Request::RemoveSegment { name }).0 {
+        self.done(&Request::RemoveSegment {
+            segment: named(None, name),
+            revoke: false,
+        })
+    }
+
+    /// A request that is done or refused.
+    pub(super) fn done(&self, request: &Request) -> Result<(), RefusalCode> {
+        match self.ask(request).0 {
             Reply::Done => Ok(()),
             Reply::Refused { code, .. } => Err(code),
             other => panic!("{other:?}"),
@@ -202,18 +214,43 @@ impl Connection {
     }
 }
 
-pub(super) fn segment(
-    (reply, mut fds): (Reply, Vec<OwnedFd>),
+pub(super) fn named(group: Option<GroupId>, name: &str) -> SegmentName {
+    let name = name.into();
+    SegmentName { group, name }
+}
+
+pub(super) fn creation(segment: SegmentName, size: u64) -> Request {
+    Request::CreateSegment {
+        segment,
+        size,
+        mode: 0o600,
+        lifetime: Lifetime::Kept,
+    }
+}
+
+/// The parts of a segment.
+pub(super) fn parts(
+    (reply, fds): (Reply, Vec<OwnedFd>),
     new: bool,
-) -> Result<(Window, OwnedFd), RefusalCode> {
+) -> Result<Vec<(Window, OwnedFd)>, RefusalCode> {
     match reply {
-        Reply::Segment { mapping, created } => {
-            assert_eq!((created, fds.len()), (new, 1));
-            Ok((mapping, fds.remove(0)))
+        Reply::Segment { mappings, created } => {
+            assert_eq!((created, fds.len()), (new, mappings.len()));
+            Ok(mappings.into_iter().zip(fds).collect())
         }
         Reply::Refused { code, .. } => Err(code),
         other => panic!("{other:?}"),
     }
+}
+
+/// The only part of a segment.
+pub(super) fn segment(
+    answer: (Reply, Vec<OwnedFd>),
+    new: bool,
+) -> Result<(Window, OwnedFd), RefusalCode> {
+    let mut parts = parts(answer, new)?;
+    assert_eq!(parts.len(), 1);
+    Ok(parts.remove(0))
 }
 
 pub(super) fn until(what: &str, condition: impl Fn() -> bool) {

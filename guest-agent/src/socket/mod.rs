@@ -417,6 +417,8 @@ impl Server {
             self.pump_client(poller, id);
         }
         self.pump_groups(poller);
+        // Of a death, the agent hears here first.
+        self.segments.tidy();
     }
 
     fn pump_client(&mut self, poller: &Poller, id: u32) {
@@ -457,8 +459,8 @@ impl Server {
 
     /// Goes on with long work for a moment.
     pub fn work(&mut self, poller: &Poller) {
-        if let Some(created) = self.segments.work() {
-            self.on_created(poller, created);
+        if let Some(scrubbed) = self.segments.work() {
+            self.on_scrubbed(poller, scrubbed);
         }
         self.unsent |= self.groups.take_changed();
         if self.unsent {
@@ -472,6 +474,7 @@ impl Server {
         self.limits.tidy(Instant::now());
         if self.ticks.is_multiple_of(RECHECK_TICKS) {
             self.segments.recheck();
+            self.segments.directory().collect();
         }
         if self.cut_off > LOGGED_PER_TICK {
             warn!(
@@ -540,6 +543,9 @@ fn listen_on(path: &Path) -> io::Result<OwnedFd> {
 mod groups_test;
 #[cfg(test)]
 mod harness;
+#[cfg(test)]
+#[path = "segments_test.rs"]
+mod segments_test;
 #[cfg(test)]
 #[path = "socket_test.rs"]
 mod socket_test;

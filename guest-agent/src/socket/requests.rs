@@ -5,16 +5,17 @@ use std::time::Instant;
 
 use log::info;
 use lupin_abi::layout::SectionKind;
-use lupin_abi::socket::{RefusalCode, Reply, Request, SegmentInfo, decode};
+use lupin_abi::socket::{Lifetime, RefusalCode, Reply, Request, SegmentInfo, SegmentName, decode};
+use lupin_abi::system::Segment;
 use lupin_abi::{ABI_VERSION, Generation, ThreadId};
 
 use super::Server;
 use super::limits::THREADS_PER_PROCESS;
 use super::packet::Peer;
-use crate::directory::DirectoryError;
+use crate::directory::{DirectoryError, NewSegment};
 use crate::memory::{MemoryError, Owner, SectionFd};
 use crate::poll::Poller;
-use crate::segments::{Created, LeaseId, SegmentError};
+use crate::segments::{LeaseId, Scrubbed, SegmentError};
 use crate::task;
 use crate::threads::Thread;
 
@@ -119,49 +120,63 @@ impl Server {
             Request::Hello { .. } => self.welcome(),
             Request::RegisterThread { id, tid } => self.register(poller, peer, id, tid),
             Request::ReleaseThread { id, generation } => self.release(peer, id, generation),
-            Request::CreateSegment { name, size, mode } => {
-                if mode & !0o777 != 0 {
-                    let message = format!("mode {mode:#o} has bits beyond 0777");
-                    return refusal(RefusalCode::Invalid, message);
-                }
-                let owner = Owner {
-                    uid: peer.uid,
-                    gid: peer.gid,
-                    mode,
-                };
-                self.segments.create(&name, size, owner, id)?;
-                info!("segment {name:?}: {size} bytes for user {}", peer.uid);
-                Ok(None)
+            Request::CreateSegment {
+                segment,
+                size,
+                mode,
+                lifetime,
+            } => {
+                let new = (&segment, size, mode, lifetime);
+                self.create_segment(id, peer, new)
             }
-            Request::OpenSegment { name, read_only } => {
+            Request::OpenSegment { segment, read_only } => {
+                self.check_segment(peer, &segment)?;
                 let want = if read_only { 4 } else { 6 };
-                let (lease, fd) = self.segments.open(&name, read_only, |segment| {
-                    peer.may(want, segment.uid, segment.gid, segment.mode)
-                })?;
+                let may = |segment: &Segment| may(peer, want, segment);
+                let (lease, fds) = self.segments.open(&segment, read_only, may)?;
                 self.hold(peer.pid, lease);
-                Ok(Some(segment_reply(fd, false)))
+                Ok(Some(segment_reply(fds, false)))
             }
-            Request::RemoveSegment { name } => {
+            Request::GrowSegment { segment, size } => {
+                self.check_segment(peer, &segment)?;
+                let may = |segment: &Segment| may(peer, 6, segment);
+                let Some((lease, fds)) = self.segments.grow(&segment, size, id, may)? else {
+                    return Ok(None);
+                };
+                self.hold(peer.pid, lease);
+                Ok(Some(segment_reply(fds, false)))
+            }
+            Request::RenameSegment { segment, to } => {
+                self.check_segment(peer, &segment)?;
+                let may = |segment: &Segment| owns(peer, segment);
+                self.segments.rename(&segment, &to, may)?;
+                Ok(Some((Reply::Done, Vec::new())))
+            }
+            Request::RemoveSegment { segment, revoke } => {
+                self.check_segment(peer, &segment)?;
                 let process = self.processes.get(&peer.pid);
                 let own = process.map(|p| p.segments.clone()).unwrap_or_default();
-                self.segments.remove(&name, &own, |segment| {
-                    peer.uid == 0 || peer.uid == segment.uid
-                })?;
-                info!("segment {name:?}: removed by user {}", peer.uid);
+                let may = |segment: &Segment| owns(peer, segment);
+                self.segments.remove(&segment, revoke, &own, may)?;
+                info!("segment {:?}: removed by user {}", segment.name, peer.uid);
                 Ok(Some((Reply::Done, Vec::new())))
             }
             Request::ListSegments => {
                 let list = self.segments.directory().list();
                 let readable = list
                     .into_iter()
-                    .filter(|s| peer.may(4, s.uid, s.gid, s.mode))
+                    .filter(|segment| match segment.group {
+                        Some(group) => self.check_member(peer, group).is_ok(),
+                        None => may(peer, 4, segment),
+                    })
                     .take(LISTED)
                     .map(|s| SegmentInfo {
+                        size: s.size(),
                         name: s.name,
-                        size: s.size,
                         uid: s.uid,
                         gid: s.gid,
                         mode: s.mode,
+                        group: s.group,
                     });
                 Ok(Some((Reply::Segments(readable.collect()), Vec::new())))
             }
@@ -189,6 +204,45 @@ impl Server {
             }
             Request::Group(request) => self.group_request(id, peer, request),
         }
+    }
+
+    /// Segments of a group are for its members, whatever they are to be used for; whether there
+    /// is such a segment, or such a group, nobody else is told.
+    fn check_segment(&self, peer: &Peer, segment: &SegmentName) -> Result<(), Refusal> {
+        match segment.group {
+            Some(group) => self.check_member(peer, group),
+            None => Ok(()),
+        }
+    }
+
+    fn create_segment(
+        &mut self,
+        id: u32,
+        peer: &Peer,
+        (name, size, mode, lifetime): (&SegmentName, u64, u32, Lifetime),
+    ) -> Answer {
+        if mode & !0o777 != 0 {
+            let message = format!("mode {mode:#o} has bits beyond 0777");
+            return refusal(RefusalCode::Invalid, message);
+        }
+        self.check_segment(peer, name)?;
+        let owner = Owner {
+            uid: peer.uid,
+            gid: peer.gid,
+            mode,
+        };
+        let new = NewSegment {
+            name,
+            size,
+            owner,
+            lifetime,
+        };
+        self.segments.create(&new, id)?;
+        info!(
+            "segment {:?}: {size} bytes for user {}",
+            name.name, peer.uid
+        );
+        Ok(None)
     }
 
     fn welcome(&mut self) -> Answer {
@@ -266,6 +320,7 @@ impl Server {
         self.groups.leave(None, &[thread])?;
         self.threads.end([thread])?;
         process.forget(&thread);
+        self.expel_former_members();
         Ok(Some((Reply::Done, Vec::new())))
     }
 
@@ -278,16 +333,20 @@ impl Server {
     }
 
     /// A segment is ready; its client may be gone.
-    pub(super) fn on_created(&mut self, poller: &Poller, created: Created) {
-        let Created { client: id, result } = created;
+    pub(super) fn on_scrubbed(&mut self, poller: &Poller, scrubbed: Scrubbed) {
+        let Scrubbed {
+            client: id,
+            created,
+            result,
+        } = scrubbed;
         let pid = self.clients.get_mut(&id).map(|client| {
             client.waiting = false;
             client.peer.pid
         });
         match (pid, result) {
-            (Some(pid), Ok((lease, fd))) => {
+            (Some(pid), Ok((lease, fds))) => {
                 self.hold(pid, lease);
-                let (reply, fds) = segment_reply(fd, true);
+                let (reply, fds) = segment_reply(fds, created);
                 self.reply(poller, id, &reply, fds);
             }
             (Some(_), Err(error)) => {
@@ -302,9 +361,21 @@ impl Server {
     }
 }
 
-fn segment_reply(SectionFd { fd, window }: SectionFd, created: bool) -> (Reply, Vec<OwnedFd>) {
-    let mapping = window;
-    (Reply::Segment { mapping, created }, vec![fd])
+/// Whether a peer may read (4) or write as well (6) a segment. Of a group's, its members may do
+/// everything, and nobody else has come so far.
+fn may(peer: &Peer, want: u32, segment: &Segment) -> bool {
+    segment.group.is_some() || peer.may(want, segment.uid, segment.gid, segment.mode)
+}
+
+/// Whether a peer may do with the name of a segment as it likes.
+fn owns(peer: &Peer, segment: &Segment) -> bool {
+    segment.group.is_some() || peer.uid == 0 || peer.uid == segment.uid
+}
+
+fn segment_reply(parts: Vec<SectionFd>, created: bool) -> (Reply, Vec<OwnedFd>) {
+    let parts = parts.into_iter().map(|part| (part.window, part.fd));
+    let (mappings, fds) = parts.unzip();
+    (Reply::Segment { mappings, created }, fds)
 }
 
 #[cfg(test)]

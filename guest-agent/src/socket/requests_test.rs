@@ -8,6 +8,7 @@ use lupin_abi::Event;
 use lupin_abi::event::EventKind;
 use lupin_abi::fabric::RING_SLOTS;
 use lupin_abi::layout::GRANULE;
+use lupin_abi::socket::Lifetime;
 
 use super::*;
 use crate::memory::mapping::Mapping;
@@ -23,8 +24,8 @@ fn segments_are_zero_shared_between_nodes_and_removed_when_unused() {
         .unwrap();
     let (first, second) = (Served::new(&pod, 1, 1), Served::new(&pod, 2, 1));
     let (a, b) = (first.hello(), second.hello());
-    let (window, fd) = a.create("data", 5 << 20).unwrap();
-    assert_eq!(window.size, 6 << 20);
+    let (window, fd) = a.create("data", 3 << 20).unwrap();
+    assert_eq!(window.size, 4 << 20);
     let mine = Mapping::new(&fd, window.offset, window.size, true).unwrap();
     assert!(mine.words().iter().all(|w| w.load(Ordering::Relaxed) == 0));
     assert!(matches!(a.create("data", 1), Err(RefusalCode::Exists)));
@@ -39,7 +40,7 @@ fn segments_are_zero_shared_between_nodes_and_removed_when_unused() {
     };
     assert_eq!(
         (list.len(), list[0].name.as_str(), list[0].size),
-        (1, "data", 6 << 20)
+        (1, "data", 4 << 20)
     );
 
     assert_eq!(a.remove("data"), Err(RefusalCode::Busy));
@@ -73,15 +74,15 @@ fn segment_names_sizes_and_modes_are_checked() {
             "{size}"
         );
     }
-    let (name, size, mode) = ("a".into(), 1, 0o4777);
-    let (reply, _) = client.ask(&Request::CreateSegment { name, size, mode });
-    assert!(matches!(
-        reply,
-        Reply::Refused {
-            code: RefusalCode::Invalid,
-            ..
-        }
-    ));
+    for (mode, lifetime) in [(0o4777, Lifetime::Kept), (0o600, Lifetime::Members)] {
+        let request = Request::CreateSegment {
+            segment: named(None, "a"),
+            size: 1,
+            mode,
+            lifetime,
+        };
+        assert_eq!(client.done(&request), Err(RefusalCode::Invalid));
+    }
     assert!(matches!(client.open("a", true), Err(RefusalCode::NotFound)));
 }
 

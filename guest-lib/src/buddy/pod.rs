@@ -34,6 +34,8 @@ const MAGIC: u64 = u64::from_le_bytes(*b"LUPINPAL");
 const VERSION: u64 = 1;
 const LOCK_AT: u64 = 0x40;
 const LOGS_AT: u64 = 0x80;
+/// The most words of the caller's.
+const MAX_ALSO: u32 = 1024;
 
 /// The shape of a pod's allocator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub struct PodAllocatorSpec {
     pub nodes: u32,
     /// What it hands out.
     pub chunks: BuddySpec,
+    /// The most words of its caller's that one operation changes together with a chunk.
+    pub also: u32,
 }
 
 impl PodAllocatorSpec {
@@ -51,7 +55,12 @@ impl PodAllocatorSpec {
     }
 
     const fn buddy_at(&self) -> u64 {
-        LOGS_AT + self.nodes as u64 * log_size(self.chunks.entries())
+        LOGS_AT + self.nodes as u64 * log_size(self.entries())
+    }
+
+    /// Entries of each log.
+    const fn entries(&self) -> u32 {
+        self.chunks.entries() + self.also
     }
 
     fn fields(&self) -> [u64; FIELDS] {
@@ -61,7 +70,7 @@ impl PodAllocatorSpec {
             nodes,
             self.chunks.units.into(),
             self.chunks.unit,
-            0,
+            self.also.into(),
         ]
     }
 
@@ -71,6 +80,13 @@ impl PodAllocatorSpec {
                 what: "the number of nodes",
                 value: self.nodes.into(),
                 allowed: "1 to 1024",
+            });
+        }
+        if self.also > MAX_ALSO {
+            return Err(BuddyError::Spec {
+                what: "the number of words of the caller's",
+                value: self.also.into(),
+                allowed: "0 to 1024",
             });
         }
         self.chunks.check()
@@ -87,6 +103,8 @@ pub enum PodOperation {
     Free = 2,
     /// Giving a chunk to another owner; the result is the chunk's offset in bytes.
     Give = 3,
+    /// Changing words of the caller's alone; the result is 0.
+    Change = 4,
 }
 
 /// A chunk that is in use.
@@ -111,8 +129,8 @@ pub struct PodAllocator<'m> {
     at: u64,
     spec: PodAllocatorSpec,
     buddy: Buddy<'m>,
-    /// Entries of each log.
-    entries: u32,
+    /// How long it waits for its lock; without limit if that is not said.
+    patience: Option<Duration>,
 }
 
 impl<'m> PodAllocator<'m> {
@@ -150,7 +168,7 @@ impl<'m> PodAllocator<'m> {
             at,
             spec: *spec,
             buddy,
-            entries: spec.chunks.entries(),
+            patience: None,
         })
     }
 
@@ -186,16 +204,24 @@ impl<'m> PodAllocator<'m> {
                 fields => break fields?,
             }
         };
-        let [version, nodes, units, unit, _] = fields;
+        let [version, nodes, units, unit, also] = fields;
         let not_this = |why| BuddyError::NotThis { at, why };
         if version != VERSION {
             return Err(not_this("it is of another version"));
         }
-        let (Ok(nodes), Ok(units)) = (u32::try_from(nodes), u32::try_from(units)) else {
+        let (Ok(nodes), Ok(units), Ok(also)) = (
+            u32::try_from(nodes),
+            u32::try_from(units),
+            u32::try_from(also),
+        ) else {
             return Err(not_this("its header is damaged"));
         };
         let chunks = BuddySpec { units, unit };
-        let spec = PodAllocatorSpec { nodes, chunks };
+        let spec = PodAllocatorSpec {
+            nodes,
+            chunks,
+            also,
+        };
         spec.check()?;
         let buddy = Buddy::open(
             memory,
@@ -209,13 +235,22 @@ impl<'m> PodAllocator<'m> {
             at,
             spec,
             buddy,
-            entries: chunks.entries(),
+            patience: None,
         })
     }
 
     /// Its shape.
     pub fn spec(&self) -> PodAllocatorSpec {
         self.spec
+    }
+
+    /// The same allocator, used by somebody who waits for its lock at most `patience` in each
+    /// operation, which then ends with [`LockError::Timeout`](crate::lock::LockError::Timeout).
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self {
+            patience: Some(patience),
+            ..self
+        }
     }
 
     /// Allocates at least `bytes` bytes, rounded up to a power of two of units, for the node
@@ -250,12 +285,36 @@ impl<'m> PodAllocator<'m> {
         owner: u64,
         tag: u64,
     ) -> Result<u64, BuddyError> {
+        self.alloc_with(me, judge, bytes, owner, tag, |_, _| Ok(()))
+    }
+
+    /// Allocates as [`alloc_for`](Self::alloc_for), and in the same step stores what `also`, which
+    /// is told the chunk's offset, sets in the record: at most
+    /// [`also`](PodAllocatorSpec::also) words of the same mapping, which a lock of the caller's
+    /// protects. All of it happens or nothing, whenever the caller dies.
+    ///
+    /// Whoever takes that lock from a dead holder calls [`recover`](Self::recover) before it
+    /// looks at the words.
+    ///
+    /// # Errors
+    /// Those of [`alloc`](Self::alloc), and those of `also`.
+    pub fn alloc_with(
+        &self,
+        me: InstanceId,
+        judge: &impl Liveness,
+        bytes: u64,
+        owner: u64,
+        tag: u64,
+        also: impl FnOnce(&mut Record<'m>, u64) -> Result<(), BuddyError>,
+    ) -> Result<u64, BuddyError> {
         let units = bytes.div_ceil(self.spec.chunks.unit);
         // More than there can be stays more than there can be.
         let units = u32::try_from(units).unwrap_or(u32::MAX);
         self.operate(me, judge, PodOperation::Alloc, tag, |record| {
             let first = self.buddy.alloc_in(record, units, owner)?;
-            Ok(u64::from(first) * self.spec.chunks.unit)
+            let offset = u64::from(first) * self.spec.chunks.unit;
+            also(record, offset)?;
+            Ok(offset)
         })
     }
 
@@ -286,10 +345,47 @@ impl<'m> PodAllocator<'m> {
         owner: u64,
         tag: u64,
     ) -> Result<(), BuddyError> {
+        self.free_with(me, judge, offset, owner, tag, |_| Ok(()))
+    }
+
+    /// Frees as [`free_of`](Self::free_of), and in the same step stores what `also` sets in the
+    /// record, as [`alloc_with`](Self::alloc_with) does.
+    ///
+    /// # Errors
+    /// Those of [`free`](Self::free), and those of `also`.
+    pub fn free_with(
+        &self,
+        me: InstanceId,
+        judge: &impl Liveness,
+        offset: u64,
+        owner: u64,
+        tag: u64,
+        also: impl FnOnce(&mut Record<'m>) -> Result<(), BuddyError>,
+    ) -> Result<(), BuddyError> {
         let first = self.unit_at(offset)?;
         self.operate(me, judge, PodOperation::Free, tag, |record| {
             self.buddy.free_in(record, first, owner)?;
+            also(record)?;
             Ok(offset)
+        })?;
+        Ok(())
+    }
+
+    /// Stores what `also` sets in a record, all or nothing, and touches no chunk: for words that
+    /// other operations change together with one, as [`alloc_with`](Self::alloc_with) does.
+    ///
+    /// # Errors
+    /// Those of [`alloc`](Self::alloc) but for room, and those of `also`.
+    pub fn change(
+        &self,
+        me: InstanceId,
+        judge: &impl Liveness,
+        tag: u64,
+        also: impl FnOnce(&mut Record<'m>) -> Result<(), BuddyError>,
+    ) -> Result<(), BuddyError> {
+        self.operate(me, judge, PodOperation::Change, tag, |record| {
+            also(record)?;
+            Ok(0)
         })?;
         Ok(())
     }
@@ -419,7 +515,12 @@ impl<'m> PodAllocator<'m> {
         outcome: &mut Option<Outcome>,
     ) -> Result<LockGuard<'m>, BuddyError> {
         writable(self.memory, self.at)?;
-        self.lock()?.lock(me, judge)?.or_repair(|dead| {
+        let lock = self.lock()?;
+        let acquired = match self.patience {
+            Some(patience) => lock.lock_timeout(me, judge, patience),
+            None => lock.lock(me, judge),
+        };
+        acquired?.or_repair(|dead| {
             *outcome = Some(self.settle(dead)?);
             Ok(())
         })
@@ -447,8 +548,8 @@ impl<'m> PodAllocator<'m> {
                 nodes,
             });
         }
-        let at = self.at + LOGS_AT + u64::from(node.id() - 1) * log_size(self.entries);
-        Ok(Log::new(self.memory, at, self.entries)?)
+        let at = self.at + LOGS_AT + u64::from(node.id() - 1) * log_size(self.spec.entries());
+        Ok(Log::new(self.memory, at, self.spec.entries())?)
     }
 
     fn unit_at(&self, offset: u64) -> Result<u32, BuddyError> {

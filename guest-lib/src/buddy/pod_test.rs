@@ -18,6 +18,7 @@ fn spec(units: u32) -> PodAllocatorSpec {
     PodAllocatorSpec {
         nodes: 3,
         chunks: BuddySpec { units, unit },
+        also: 0,
     }
 }
 
@@ -421,9 +422,15 @@ fn who_has_no_log_and_what_is_no_offset_is_named() {
         let error = PodAllocator::create(&memory, AT, &wrong, A, &judge).unwrap_err();
         assert!(matches!(error, BuddyError::Spec { .. }));
     }
+    let wrong = PodAllocatorSpec {
+        also: 1025,
+        ..spec(70)
+    };
+    let error = PodAllocator::create(&memory, AT, &wrong, A, &judge).unwrap_err();
+    assert!(matches!(error, BuddyError::Spec { .. }));
     for (units, unit) in [(0, 4096), (1, 0), (1, 3), (1, 1 << 32)] {
         let chunks = BuddySpec { units, unit };
-        let wrong = PodAllocatorSpec { nodes: 3, chunks };
+        let wrong = PodAllocatorSpec { chunks, ..spec(70) };
         let error = PodAllocator::create(&memory, AT, &wrong, A, &judge).unwrap_err();
         assert!(matches!(error, BuddyError::Spec { .. }));
     }
@@ -551,4 +558,90 @@ fn nodes_that_die_all_the_time_lose_and_share_no_unit() {
     }
     assert_eq!(pod.audit(me, &judge).unwrap().free, UNITS.into());
     assert!(users.iter().all(|user| user.load(Ordering::SeqCst) == 0));
+}
+
+#[test]
+fn a_chunk_and_the_callers_words_change_together_or_not_at_all() {
+    const WORDS: u64 = 3;
+    let shape = PodAllocatorSpec {
+        also: WORDS as u32,
+        ..spec(70)
+    };
+    let judge = all_but(&[]);
+    // The words say where the one chunk is, or that there is none.
+    let put = |record: &mut Record<'_>, at: u64, value: u64| -> Result<(), BuddyError> {
+        for n in 0..WORDS {
+            record.set(at + n * 8, value)?;
+        }
+        Ok(())
+    };
+    for name in ["alloc", "free", "change"] {
+        for at in 0.. {
+            let memory = memory(&PodAllocatorSpec {
+                also: 1024,
+                ..spec(70)
+            });
+            let pod = PodAllocator::create(&memory, AT, &shape, C, &judge).unwrap();
+            let words = (AT + shape.metadata_size()).next_multiple_of(64);
+            let alloc = |me| {
+                pod.alloc_with(me, &judge, 5 * UNIT, 7, 0, |record, offset| {
+                    put(record, words, offset + 1)
+                })
+            };
+            if name != "alloc" {
+                alloc(B).unwrap();
+            }
+            let ended = dies_after(at, || match name {
+                "alloc" => drop(alloc(A).unwrap()),
+                "free" => pod
+                    .free_with(A, &judge, 0, 7, 0, |record| put(record, words, 0))
+                    .unwrap(),
+                _ => pod
+                    .change(A, &judge, 0, |record| put(record, words, 9))
+                    .unwrap(),
+            });
+            pod.recover(B, &all_but(&[A])).unwrap();
+            let found: Vec<u64> = (0..WORDS)
+                .map(|n| {
+                    let word: &AtomicU64 = memory.get(words + n * 8).unwrap();
+                    word.load(Ordering::Relaxed)
+                })
+                .collect();
+            let chunks: Vec<u64> = pod.chunks_of(7).map(|c| c.offset).collect();
+            match found[..] {
+                [0, 0, 0] => assert!(chunks.is_empty(), "{name} {at}"),
+                [1, 1, 1] => assert_eq!(chunks, [0], "{name} {at}"),
+                [9, 9, 9] if name == "change" => assert_eq!(chunks, [0]),
+                _ => panic!("{name} {at}: {found:?}"),
+            }
+            pod.audit(B, &all_but(&[A])).unwrap();
+            if ended == Ended::Completed(()) {
+                assert!(at > 10);
+                break;
+            }
+        }
+    }
+    let memory = memory(&shape);
+    let pod = PodAllocator::create(&memory, AT, &shape, C, &judge).unwrap();
+    let full = pod.change(A, &judge, 0, |record| {
+        (0..1000).try_for_each(|n| Ok(record.set(AT + 4096 + n * 8, 0)?))
+    });
+    assert!(matches!(full, Err(BuddyError::Log(_))));
+    // Given up, and nobody waits for it.
+    assert!(pod.alloc(B, &judge, UNIT).is_ok());
+}
+
+#[test]
+fn who_is_impatient_is_told_who_has_the_lock() {
+    let memory = memory(&spec(70));
+    let pod = create(&memory, 70).with_patience(Duration::from_millis(20));
+    let judge = all_but(&[]);
+    let held = pod.acquire(B, &judge, &mut None).unwrap();
+    let error = pod.alloc(A, &judge, UNIT).unwrap_err();
+    assert!(matches!(
+        error,
+        BuddyError::Lock(LockError::Timeout { holder, .. }) if holder == B
+    ));
+    held.unlock().unwrap();
+    assert!(pod.alloc(A, &judge, UNIT).is_ok());
 }

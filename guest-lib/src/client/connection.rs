@@ -160,6 +160,8 @@ pub(crate) fn name_of(request: &Request) -> &'static str {
         Request::ReleaseThread { .. } => "the release of a thread",
         Request::CreateSegment { .. } => "the creation of a segment",
         Request::OpenSegment { .. } => "the opening of a segment",
+        Request::GrowSegment { .. } => "the growth of a segment",
+        Request::RenameSegment { .. } => "the renaming of a segment",
         Request::RemoveSegment { .. } => "the removal of a segment",
         Request::ListSegments => "the list of segments",
         Request::Subscribe { .. } => "the subscription to events",

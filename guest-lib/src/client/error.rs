@@ -80,6 +80,9 @@ pub enum ClientError {
     /// The pod memory that the agent handed out is not what it should be.
     #[error("cannot attach to the pod: {0}")]
     Attach(#[from] AttachError),
+    /// Memory that was to be guarded cannot be.
+    #[error(transparent)]
+    Guard(#[from] crate::revocation::GuardError),
     /// Memory could not be mapped.
     #[error(transparent)]
     Shm(#[from] ShmError),

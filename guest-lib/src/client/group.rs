@@ -23,8 +23,26 @@ impl Pod {
     /// # Errors
     /// [`ClientError::Refused`] with `Exists`, `Invalid`, `NoSpace` or `Limit`; connection errors.
     pub fn create_group(&self, name: &str, admission: Admission) -> Result<GroupId, ClientError> {
-        let name = name.into();
-        match self.ask_group(GroupRequest::Create { name, admission })? {
+        self.create_group_with(name, admission, None)
+    }
+
+    /// Creates a group as [`create_group`](Self::create_group) does, whose segments may have
+    /// `quota` bytes together.
+    ///
+    /// # Errors
+    /// Those of [`create_group`](Self::create_group).
+    pub fn create_group_with(
+        &self,
+        name: &str,
+        admission: Admission,
+        quota: Option<u64>,
+    ) -> Result<GroupId, ClientError> {
+        let request = GroupRequest::Create {
+            name: name.into(),
+            admission,
+            quota,
+        };
+        match self.ask_group(request)? {
             (GroupReply::Created { group }, _) => Ok(group),
             (other, what) => Err(unexpected(what, other)),
         }
@@ -150,7 +168,7 @@ fn pairs(threads: &[InstanceId]) -> Vec<(u32, u32)> {
 /// orderly leave. A restart of the agent ends nothing, nor does a drop in a panic.
 #[derive(Debug)]
 pub struct Membership {
-    pod: Pod,
+    pub(super) pod: Pod,
     group: GroupId,
     threads: Vec<InstanceId>,
     /// Always there once [`Pod::join_group`] has returned.

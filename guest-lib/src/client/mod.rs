@@ -32,8 +32,8 @@ pub use group::{
     Admission, End, GroupId, GroupInfo, Member, MemberInfo, Membership, Notification, Secret, What,
 };
 pub use group_watch::{GroupEvent, Notifications};
-pub use lupin_abi::socket::{RefusalCode, SegmentInfo};
-pub use segment::Segment;
+pub use lupin_abi::socket::{Lifetime, RefusalCode, SegmentInfo};
+pub use segment::{GroupSegments, Segment};
 pub use thread::{OwnThread, Thread};
 
 use connection::{Address, Welcome, exchange};

@@ -8,9 +8,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use lupin_abi::socket::MAX_PACKET;
+use lupin_abi::system::MAX_EXTENTS;
 
 /// Most descriptors that one packet may bring.
-const MAX_FDS: usize = 4;
+const MAX_FDS: usize = MAX_EXTENTS;
+
+/// Words for a control message with that many descriptors: its header takes two.
+const CONTROL_WORDS: usize = 2 + MAX_FDS.div_ceil(2);
 
 /// One end of a packet socket.
 #[derive(Debug)]
@@ -82,7 +86,7 @@ impl PacketSocket {
             iov_len: packet.len(),
         };
         // u64s for the alignment that cmsghdr needs.
-        let mut control = [MaybeUninit::<u64>::uninit(); 8];
+        let mut control = [MaybeUninit::<u64>::uninit(); CONTROL_WORDS];
         // SAFETY: an all-zero msghdr is valid (null pointers, zero lengths).
         let mut header: libc::msghdr = unsafe { core::mem::zeroed() };
         header.msg_iov = &raw mut part;

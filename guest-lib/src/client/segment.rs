@@ -2,13 +2,13 @@
 
 use core::ops::Deref;
 use core::time::Duration;
-use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use lupin_abi::socket::{RefusalCode, Reply, Request, SegmentInfo};
+use lupin_abi::groups::GroupId;
+use lupin_abi::socket::{Lifetime, RefusalCode, Reply, Request, SegmentInfo, SegmentName};
 
 use super::connection::{name_of, refused_or};
-use super::{ClientError, Pod};
+use super::{ClientError, Membership, Pod};
 use crate::shm::{Access, Mapping};
 use crate::wait::deadline_after;
 
@@ -18,7 +18,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_m
 /// A mapped segment. Its memory is used through [`Mapping`].
 #[derive(Debug)]
 pub struct Segment {
-    name: String,
+    pod: Pod,
+    name: SegmentName,
     created: bool,
     memory: Mapping,
 }
@@ -26,12 +27,77 @@ pub struct Segment {
 impl Segment {
     /// The segment's name.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.name.name
+    }
+
+    /// The group that it belongs to.
+    pub fn group(&self) -> Option<GroupId> {
+        self.name.group
     }
 
     /// Whether this handle created it.
     pub fn is_created(&self) -> bool {
         self.created
+    }
+
+    /// Appends zeros until the segment has at least `size` bytes (rounded up to 2 MiB), and maps
+    /// it anew; maps what others have appended if that is enough.
+    ///
+    /// Offsets stay what they are; addresses change, which nobody notices who reaches the memory
+    /// through this handle, since nothing can be borrowed from it now. Others see what was
+    /// appended after [`refresh`](Self::refresh).
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with `NotFound`, `Permission`, `Busy` while another node makes it
+    /// grow, `NoSpace`, or `Quota`. The segment is as it was then, and stays mapped.
+    pub fn grow(&mut self, size: u64) -> Result<(), ClientError> {
+        let segment = self.name.clone();
+        let request = Request::GrowSegment { segment, size };
+        let (_, memory) = self.pod.ask_for_memory(&request, self.memory.access())?;
+        self.replace(memory)
+    }
+
+    /// Maps what others have appended meanwhile, as [`grow`](Self::grow) does; false if there is
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with `NotFound` or `Permission`; connection errors.
+    pub fn refresh(&mut self) -> Result<bool, ClientError> {
+        let access = self.memory.access();
+        let found = self.pod.open_now(&self.name, access)?;
+        let is_longer = found.len() > self.len();
+        if is_longer {
+            self.replace(found.memory)?;
+        }
+        Ok(is_longer)
+    }
+
+    fn replace(&mut self, mut memory: Mapping) -> Result<(), ClientError> {
+        if self.memory.is_guarded() {
+            memory.guard()?;
+        }
+        self.memory = memory;
+        Ok(())
+    }
+
+    /// From here on, a revocation is an error that [`intact`](Mapping::intact) tells, and no
+    /// longer the end of the process. See [`revocation`](crate::revocation) for what that means.
+    ///
+    /// # Errors
+    /// [`GuardError`](crate::revocation::GuardError); the segment is as it was.
+    pub fn guard(&mut self) -> Result<(), crate::revocation::GuardError> {
+        self.memory.guard()
+    }
+
+    /// Gives the segment another name. Others have it open under the old one, and cannot open it
+    /// under that any more.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with `NotFound`, `Permission`, `Exists`, or `Invalid`.
+    pub fn rename(&mut self, to: &str) -> Result<(), ClientError> {
+        self.pod.rename(&self.name, to)?;
+        self.name.name = to.into();
+        Ok(())
     }
 }
 
@@ -43,21 +109,98 @@ impl Deref for Segment {
     }
 }
 
+/// The segments of a group, for a member: see [`Membership::segments`].
+#[derive(Clone, Copy, Debug)]
+pub struct GroupSegments<'a> {
+    pod: &'a Pod,
+    group: GroupId,
+}
+
+impl Membership {
+    /// The group's segments. Only members may create, open and map them, and each of them may do
+    /// everything with them. Their names are the group's own.
+    pub fn segments(&self) -> GroupSegments<'_> {
+        GroupSegments {
+            pod: &self.pod,
+            group: self.group(),
+        }
+    }
+}
+
+impl GroupSegments<'_> {
+    fn named(&self, name: &str) -> SegmentName {
+        SegmentName {
+            group: Some(self.group),
+            name: name.into(),
+        }
+    }
+
+    /// Creates a segment of at least `size` bytes (rounded up to 2 MiB), scrubbed to zero, and
+    /// maps it.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with `Exists`, `NoSpace`, `Quota`, `Invalid`, or `Permission`.
+    pub fn create(
+        &self,
+        name: &str,
+        size: u64,
+        lifetime: Lifetime,
+    ) -> Result<Segment, ClientError> {
+        self.pod.create(&self.named(name), size, 0, lifetime)
+    }
+
+    /// Opens the segment of this name, or creates it, as
+    /// [`Pod::open_or_create_segment`] does.
+    ///
+    /// # Errors
+    /// Those of [`create`](Self::create) but `Exists`, [`ClientError::Smaller`], and `Busy` once
+    /// patience ends.
+    pub fn open_or_create(
+        &self,
+        name: &str,
+        size: u64,
+        lifetime: Lifetime,
+    ) -> Result<Segment, ClientError> {
+        let name = self.named(name);
+        self.pod.open_or_create(&name, size, 0, lifetime)
+    }
+
+    /// Opens a segment that exists, and maps it, as [`Pod::open_segment`] does.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with `NotFound` or `Permission`, or `Busy` once patience ends.
+    pub fn open(&self, name: &str, access: Access) -> Result<Segment, ClientError> {
+        self.pod.open(&self.named(name), access)
+    }
+
+    /// Removes a segment that nobody else uses.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with `NotFound`, `Permission`, or `Busy`.
+    pub fn remove(&self, name: &str) -> Result<(), ClientError> {
+        self.pod.remove(self.named(name), false)
+    }
+
+    /// Removes a segment and takes it from those who use it: see [`Pod::revoke_segment`].
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with `NotFound` or `Permission`.
+    pub fn revoke(&self, name: &str) -> Result<(), ClientError> {
+        self.pod.remove(self.named(name), true)
+    }
+}
+
 impl Pod {
     /// Creates a segment of at least `size` bytes (rounded up to 2 MiB), scrubbed to zero, with
-    /// permission bits `mode` as for a file, and maps it.
+    /// permission bits `mode` as for a file, and maps it. It belongs to no group: see
+    /// [`Membership::segments`] for those that do.
     ///
     /// # Errors
     /// [`ClientError::Refused`] with `Exists`, `NoSpace`, `Invalid`, `Permission`. If the agent
     /// was restarted in the middle of the request, `Exists` may speak of the segment that this
     /// very request created: it then belongs to nobody and its contents are all zero.
     pub fn create_segment(&self, name: &str, size: u64, mode: u32) -> Result<Segment, ClientError> {
-        let request = Request::CreateSegment {
-            name: name.into(),
-            size,
-            mode,
-        };
-        self.map_segment(name, &request, Access::ReadWrite)
+        self.create(&of_no_group(name), size, mode, Lifetime::Kept)
     }
 
     /// Opens the segment of this name, or creates it as [`create_segment`](Self::create_segment)
@@ -78,22 +221,7 @@ impl Pod {
         size: u64,
         mode: u32,
     ) -> Result<Segment, ClientError> {
-        let segment = self.until_settled(|| {
-            // In this order: whoever comes late asks for no memory.
-            match self.open_now(name, Access::ReadWrite) {
-                Err(error) if error.refusal() == Some(RefusalCode::NotFound) => {}
-                opened => return settled(opened, RefusalCode::Busy),
-            }
-            settled(self.create_segment(name, size, mode), RefusalCode::Exists)
-        })?;
-        match segment.len() < size {
-            true => Err(ClientError::Smaller {
-                name: name.into(),
-                size: segment.len(),
-                needed: size,
-            }),
-            false => Ok(segment),
-        }
+        self.open_or_create(&of_no_group(name), size, mode, Lifetime::Kept)
     }
 
     /// Opens a segment that exists, and maps it. Waits for one that is being prepared or
@@ -102,12 +230,78 @@ impl Pod {
     /// # Errors
     /// [`ClientError::Refused`] with `NotFound` or `Permission`, or `Busy` once patience ends.
     pub fn open_segment(&self, name: &str, access: Access) -> Result<Segment, ClientError> {
+        self.open(&of_no_group(name), access)
+    }
+
+    /// Removes a segment that nobody else uses. For its owner.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with `NotFound`, `Permission`, or `Busy` while a node uses it.
+    pub fn remove_segment(&self, name: &str) -> Result<(), ClientError> {
+        self.remove(of_no_group(name), false)
+    }
+
+    /// Removes a segment and takes it from those who use it. For its owner.
+    ///
+    /// The name is free at once. In guests whoever still touches the memory gets SIGBUS
+    /// ([`revocation`](crate::revocation) makes an error of it); on namespace nodes a
+    /// mapping cannot be taken away, and the memory is given to nobody else before it is let go.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with `NotFound` or `Permission`.
+    pub fn revoke_segment(&self, name: &str) -> Result<(), ClientError> {
+        self.remove(of_no_group(name), true)
+    }
+
+    fn create(
+        &self,
+        name: &SegmentName,
+        size: u64,
+        mode: u32,
+        lifetime: Lifetime,
+    ) -> Result<Segment, ClientError> {
+        let request = Request::CreateSegment {
+            segment: name.clone(),
+            size,
+            mode,
+            lifetime,
+        };
+        self.map_segment(name, &request, Access::ReadWrite)
+    }
+
+    fn open_or_create(
+        &self,
+        name: &SegmentName,
+        size: u64,
+        mode: u32,
+        lifetime: Lifetime,
+    ) -> Result<Segment, ClientError> {
+        let segment = self.until_settled(|| {
+            // In this order: whoever comes late asks for no memory.
+            match self.open_now(name, Access::ReadWrite) {
+                Err(error) if error.refusal() == Some(RefusalCode::NotFound) => {}
+                opened => return settled(opened, RefusalCode::Busy),
+            }
+            let created = self.create(name, size, mode, lifetime);
+            settled(created, RefusalCode::Exists)
+        })?;
+        match segment.len() < size {
+            true => Err(ClientError::Smaller {
+                name: segment.name().into(),
+                size: segment.len(),
+                needed: size,
+            }),
+            false => Ok(segment),
+        }
+    }
+
+    fn open(&self, name: &SegmentName, access: Access) -> Result<Segment, ClientError> {
         self.until_settled(|| settled(self.open_now(name, access), RefusalCode::Busy))
     }
 
-    fn open_now(&self, name: &str, access: Access) -> Result<Segment, ClientError> {
+    fn open_now(&self, name: &SegmentName, access: Access) -> Result<Segment, ClientError> {
         let request = Request::OpenSegment {
-            name: name.into(),
+            segment: name.clone(),
             read_only: access == Access::ReadOnly,
         };
         self.map_segment(name, &request, access)
@@ -128,19 +322,23 @@ impl Pod {
         }
     }
 
-    /// Removes a segment.
-    ///
-    /// # Errors
-    /// [`ClientError::Refused`] with `NotFound`, `Permission`, or `Busy` while a node uses it.
-    pub fn remove_segment(&self, name: &str) -> Result<(), ClientError> {
-        let request = Request::RemoveSegment { name: name.into() };
-        match self.request(&request)? {
+    fn remove(&self, segment: SegmentName, revoke: bool) -> Result<(), ClientError> {
+        self.tell(&Request::RemoveSegment { segment, revoke })
+    }
+
+    fn rename(&self, name: &SegmentName, to: &str) -> Result<(), ClientError> {
+        let (segment, to) = (name.clone(), to.into());
+        self.tell(&Request::RenameSegment { segment, to })
+    }
+
+    fn tell(&self, request: &Request) -> Result<(), ClientError> {
+        match self.request(request)? {
             (Reply::Done, _) => Ok(()),
-            (other, _) => Err(refused_or(name_of(&request), other)),
+            (other, _) => Err(refused_or(name_of(request), other)),
         }
     }
 
-    /// The segments that this program may read.
+    /// The segments that this program may read, those of its groups among them.
     ///
     /// # Errors
     /// Connection errors.
@@ -153,26 +351,46 @@ impl Pod {
 
     fn map_segment(
         &self,
-        name: &str,
+        name: &SegmentName,
         request: &Request,
         access: Access,
     ) -> Result<Segment, ClientError> {
-        let what = name_of(request);
-        let (reply, fds) = self.request(request)?;
-        let Reply::Segment { mapping, created } = reply else {
-            return Err(refused_or(what, reply));
-        };
-        let count = fds.len();
-        let [fd] = <[OwnedFd; 1]>::try_from(fds).map_err(|_| ClientError::Protocol {
-            what,
-            detail: format!("expected 1 descriptor, got {count}"),
-        })?;
+        let (created, memory) = self.ask_for_memory(request, access)?;
         Ok(Segment {
-            name: name.into(),
+            pod: self.clone(),
+            name: name.clone(),
             created,
-            memory: Mapping::new(&fd, mapping.offset, mapping.size, access)?,
+            memory,
         })
     }
+
+    /// Maps what the agent answers with; and whether it was created for this.
+    fn ask_for_memory(
+        &self,
+        request: &Request,
+        access: Access,
+    ) -> Result<(bool, Mapping), ClientError> {
+        let what = name_of(request);
+        let (reply, fds) = self.request(request)?;
+        let Reply::Segment { mappings, created } = reply else {
+            return Err(refused_or(what, reply));
+        };
+        if fds.len() != mappings.len() {
+            let (needed, count) = (mappings.len(), fds.len());
+            return Err(ClientError::Protocol {
+                what,
+                detail: format!("expected {needed} descriptors, got {count}"),
+            });
+        }
+        let parts = fds.into_iter().zip(mappings);
+        let parts: Vec<_> = parts.map(|(fd, at)| (fd, at.offset, at.size)).collect();
+        Ok((created, Mapping::of_parts(&parts, access)?))
+    }
+}
+
+fn of_no_group(name: &str) -> SegmentName {
+    let (group, name) = (None, name.into());
+    SegmentName { group, name }
 }
 
 /// What came of asking for a segment.

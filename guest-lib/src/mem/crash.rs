@@ -3,6 +3,7 @@
 
 use core::cell::{Cell, RefCell};
 use core::panic::Location;
+use core::sync::atomic::{AtomicU64, Ordering};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -84,6 +85,12 @@ pub fn dies_after<T>(stores: u64, operation: impl FnOnce() -> T) -> Ended<T> {
         Err(payload) if payload.is::<Died>() => Ended::Died,
         Err(payload) => resume_unwind(payload),
     }
+}
+
+/// A store for a program with crash points of its own, which are counted with this crate's.
+#[track_caller]
+pub fn store(cell: &AtomicU64) {
+    super::store64(cell, 0, Ordering::Relaxed);
 }
 
 /// Runs `operation` and returns how many stores it made.

@@ -226,23 +226,28 @@ impl Inner {
                 self.bury(instance);
                 (Reply::Done, vec![])
             }
-            Request::CreateSegment { name, size, .. } => self.create(name, size),
-            Request::OpenSegment { name, read_only } => {
+            Request::CreateSegment { segment, size, .. } => self.create(segment.name, size),
+            Request::OpenSegment { segment, read_only } => {
+                let name = segment.name;
                 let state = self.state.lock().unwrap();
                 if state.preparing.contains(&name) {
                     return refuse(RefusalCode::Busy, "it is being prepared");
                 }
                 match state.segments.get(&name) {
                     Some(mapping) => {
-                        let (mapping, created) = (*mapping, false);
+                        let (mappings, created) = (vec![*mapping], false);
                         let fds = vec![self.open(read_only)];
-                        (Reply::Segment { mapping, created }, fds)
+                        (Reply::Segment { mappings, created }, fds)
                     }
                     None => refuse(RefusalCode::NotFound, "no such segment"),
                 }
             }
-            Request::RemoveSegment { name } => {
-                match self.state.lock().unwrap().segments.remove(&name) {
+            Request::GrowSegment { .. } | Request::RenameSegment { .. } => {
+                refuse(RefusalCode::Failed, "this agent cannot do that")
+            }
+            Request::RemoveSegment { segment, .. } => {
+                let mut state = self.state.lock().unwrap();
+                match state.segments.remove(&segment.name) {
                     Some(_) => (Reply::Done, vec![]),
                     None => refuse(RefusalCode::NotFound, "no such segment"),
                 }
@@ -255,6 +260,7 @@ impl Inner {
                     uid: 0,
                     gid: 0,
                     mode: 0o660,
+                    group: None,
                 });
                 (Reply::Segments(list.collect()), vec![])
             }
@@ -327,8 +333,8 @@ impl Inner {
         }
         let mapping = WireMapping { offset, size };
         state.segments.insert(name, mapping);
-        let created = true;
-        (Reply::Segment { mapping, created }, vec![self.open(false)])
+        let (mappings, created) = (vec![mapping], true);
+        (Reply::Segment { mappings, created }, vec![self.open(false)])
     }
 
     fn open(&self, read_only: bool) -> OwnedFd {

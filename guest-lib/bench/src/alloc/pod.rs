@@ -18,6 +18,7 @@ pub const SPEC: PodAllocatorSpec = PodAllocatorSpec {
         units: 1 << 16,
         unit: MIB,
     },
+    also: 0,
 };
 
 /// Nanoseconds that a pair may take.

@@ -25,7 +25,11 @@ const TAG: u64 = 5;
 fn spec(units: u32) -> PodAllocatorSpec {
     let chunks = BuddySpec { units, unit: UNIT };
     let nodes = BYSTANDER.id();
-    PodAllocatorSpec { nodes, chunks }
+    PodAllocatorSpec {
+        nodes,
+        chunks,
+        also: 0,
+    }
 }
 
 fn units(state: &str) -> u32 {

@@ -33,6 +33,7 @@ fn nodes(actors: u32, units: u32) -> Scene {
     let spec = PodAllocatorSpec {
         nodes: 9,
         chunks: BuddySpec { units, unit: UNIT },
+        also: 0,
     };
     let creator = InstanceId::new(8, 1);
     let everybody = |_: InstanceId| true;
