@@ -23,8 +23,14 @@ fn open<'m>(memory: &'m Mapping, world: &World) -> Heap<'m> {
 /// Retires a block, as a removal from a collection does.
 fn retire(p: &mut Participant<'_, World>) -> Result<(), String> {
     let slot = p.hold(0);
-    let block = p.alloc_into(slot, 40).map_err(text)?;
+    p.alloc_into(slot, 40).map_err(text)?;
+    retire_from(p, slot)
+}
+
+/// Empties a slot and retires the block that it held.
+fn retire_from(p: &mut Participant<'_, World>, slot: u64) -> Result<(), String> {
     let mut record = p.begin(KIND).map_err(text)?;
+    let block = record.get(slot).map_err(text)?;
     record.set(slot, 0).map_err(text)?;
     p.retire_in(&mut record, block).map_err(text)?;
     record.commit(block).map_err(text)
@@ -123,13 +129,7 @@ const FULL: Operation = Operation {
         }
         assert!(load(memory, root(heap, TARGET - 1)) == 0, "it is full");
         for index in [LEFT, LEFT + 1] {
-            let slot = root(heap, index);
-            let mut record = leaver.begin(KIND).expect("it lives");
-            let block = record.get(slot).expect("it is there");
-            record.set(slot, 0).expect("there is room");
-            let retired = leaver.retire_in(&mut record, block);
-            retired.expect("there is room");
-            record.commit(block).expect("nothing is damaged");
+            retire_from(&mut leaver, root(heap, index)).expect("there is room");
         }
         leaver.leave().expect("it lives");
         filler.leave().expect("it lives");
@@ -167,6 +167,19 @@ const FULL: Operation = Operation {
         p.alloc_into(root(heap, LEFT), BIG).map_err(text)?;
         let more = p.alloc_into(root(heap, LEFT + 1), BIG).is_ok();
         equal("more than there is", more, false)?;
+        for slot in [slot, root(heap, LEFT)] {
+            p.free_from(slot).map_err(text)?;
+        }
+        p.trim().map_err(text)?;
+        // The place of the one who left is like new: what is retired there now waits for readers.
+        let mut again = heap.join(BYSTANDER, world.clone()).map_err(text)?;
+        let pin = p.pin();
+        again.alloc_into(root(heap, LEFT), BIG).map_err(text)?;
+        retire_from(&mut again, root(heap, LEFT))?;
+        equal("freed under a reader", collect(&mut again)?, 0)?;
+        drop(pin);
+        equal("freed without one", collect(&mut again)?, 1)?;
+        again.leave().map_err(text)?;
         p.leave().map_err(text)?;
         audit(memory, world)
     },

@@ -2,14 +2,14 @@
 
 use std::sync::atomic::AtomicU64;
 
-use lupin::lock::rwlock::RwLock;
-use lupin::lock::{LockError, LockState};
+use lupin::lock::rwlock::{ReadAcquired, RwLock};
+use lupin::lock::{Acquired, LockError, LockState};
 use lupin::shm::Mapping;
 
 use super::pair::{self, Before, LOCK_AT, Lock};
 use crate::cells::{get, put};
 use crate::model::{LoomRun, Model};
-use crate::scene::{Actor, End, Scene};
+use crate::scene::{Actor, End, Here, Judge, Scene};
 
 pub(super) const MODELS: &[Model] = &[
     Model {
@@ -23,6 +23,13 @@ pub(super) const MODELS: &[Model] = &[
         name: "rwlock.reader",
         scene: || readers(1, 1),
         loom: Some(LoomRun::long(2).orders(1)),
+        is_dekker: true,
+        ..Model::WITH_DEATHS
+    },
+    Model {
+        name: "rwlock.leaving",
+        scene: leaving,
+        loom: Some(LoomRun::new(1, 3)),
         is_dekker: true,
         ..Model::WITH_DEATHS
     },
@@ -125,6 +132,35 @@ fn readers(readers: u32, rounds: u64) -> Scene {
             end.dead.is_some() || get(left) == rounds + 1,
             "a change was lost"
         );
+    });
+    scene
+}
+
+/// A reader that has been in from the start goes out, and a writer waits for that: what one has
+/// read comes before what the other writes.
+fn leaving() -> Scene {
+    let mut scene = Scene::new(4096);
+    let memory = scene.memory();
+    let alone = scene.exclusive();
+    let first = lupin::InstanceId::new(1, 1);
+    let read = lock(memory).read(first, &Judge).expect("granted");
+    let ReadAcquired::Shared(guard) = read else {
+        panic!("nobody has died yet")
+    };
+    let guard = Here(guard);
+    let reader = scene.actor(move |_| {
+        let guard = guard.into_inner();
+        alone.enter(|| ());
+        guard.unlock().expect("alive");
+    });
+    assert_eq!(reader, first, "the one that is in");
+    scene.actor(move |actor| {
+        let acquired = lock(memory).write(actor.me, &actor.judge).expect("granted");
+        let Acquired::Clean(guard) = acquired else {
+            panic!("no writer has died")
+        };
+        alone.enter(|| ());
+        guard.unlock().expect("alive");
     });
     scene
 }
