@@ -7,20 +7,32 @@ use lupin::InstanceId;
 use lupin::abi::system::LockWords;
 use lupin::lock::{LockError, RecoverableLock};
 use lupin::shm::Mapping;
-use lupin::sync::barrier::{Barrier, BarrierError};
+use lupin::sync::barrier::{Barrier, BarrierError, Seat};
 use lupin::sync::condvar::Condvar;
 use lupin::sync::once::{OnceCell, OnceError};
 use lupin::sync::semaphore::Semaphore;
 
 use crate::cells::{get, put};
 use crate::model::{LoomRun, Model};
-use crate::scene::Scene;
+use crate::scene::{Actor, Scene};
 
 pub(super) const MODELS: &[Model] = &[
     Model {
         name: "barrier.two",
         scene: || barrier(2, 2),
-        loom: Some(LoomRun::new(1, 2)),
+        loom: Some(LoomRun::new(1, 2).orders(1)),
+        ..Model::WITH_DEATHS
+    },
+    Model {
+        name: "barrier.one_round",
+        scene: || barrier(2, 1),
+        loom: Some(LoomRun::long(3).orders(2)),
+        ..Model::WITH_DEATHS
+    },
+    Model {
+        name: "barrier.turns",
+        scene: turns,
+        loom: Some(LoomRun::long(1)),
         ..Model::WITH_DEATHS
     },
     Model {
@@ -113,6 +125,45 @@ fn barrier(members: u32, rounds: u64) -> Scene {
             broken <= usize::from(end.dead.is_some()),
             "broken by nobody's death"
         );
+    });
+    scene
+}
+
+/// One waits; another leaves, and a third takes its seat if it comes late enough. Whoever is done
+/// leaves, so nobody waits for ever.
+fn turns() -> Scene {
+    let mut scene = Scene::new(4096);
+    let barrier = Barrier::at(scene.memory(), AT, 2).expect("in the memory");
+    let everybody = |_: InstanceId| true;
+    let seats = [1, 2].map(|id| barrier.join(InstanceId::new(id, 1), &everybody));
+    let [waits, leaves] = seats.map(|seat| seat.expect("a seat"));
+    let broken: Arc<Mutex<Vec<InstanceId>>> = Arc::default();
+    let wait = |mut seat: Seat<'static>, actor: Actor, broken: &Mutex<Vec<InstanceId>>| {
+        match seat.wait(&actor.judge) {
+            Ok(_) => {}
+            Err(BarrierError::Dead { dead, .. }) => {
+                let mut broken = broken.lock().unwrap_or_else(PoisonError::into_inner);
+                broken.push(dead);
+            }
+            Err(error) => panic!("{error}"),
+        }
+        seat.leave().expect("its own");
+    };
+    let by_first = broken.clone();
+    scene.actor(move |actor| wait(waits, actor, &by_first));
+    scene.actor(move |_| leaves.leave().expect("its own"));
+    let by_third = broken.clone();
+    scene.actor(move |actor| match barrier.join(actor.me, &actor.judge) {
+        Ok(seat) => wait(seat, actor, &by_third),
+        Err(BarrierError::Full { .. }) => {}
+        Err(error) => panic!("{error}"),
+    });
+    scene.finally(move |end| {
+        let broken = broken.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_dead = |who: &InstanceId| Some(*who) == end.dead;
+        assert!(broken.iter().all(is_dead), "broken by {broken:?}");
+        let left: Vec<_> = barrier.members().collect();
+        assert!(left.iter().all(is_dead), "{left:?} sit for ever");
     });
     scene
 }
