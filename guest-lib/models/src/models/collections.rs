@@ -24,6 +24,12 @@ pub(super) const MODELS: &[Model] = &[
         ..Model::WITH_DEATHS
     },
     Model {
+        name: "counters.watched",
+        scene: || watched(3),
+        loom: Some(LoomRun::long(2).orders(2)),
+        ..Model::WITH_DEATHS
+    },
+    Model {
         name: "table.one_cell",
         scene: || table(2, 1),
         loom: Some(LoomRun::new(1, 2)),
@@ -81,6 +87,32 @@ fn counters(actors: u32, rounds: u64) -> Scene {
         let done = done.load(Ordering::Relaxed);
         let most = done + u64::from(end.dead.is_some());
         assert!((done..=most).contains(&sum), "{sum} after {done} additions");
+    });
+    scene
+}
+
+/// One adds until both slots of its cell have been used again; the other sees no addition without
+/// its value, and no value that was not added yet.
+fn watched(rounds: u64) -> Scene {
+    let mut scene = Scene::new(8192);
+    let spec = CountersSpec {
+        counters: 1,
+        shards: 1,
+    };
+    let counters = Counters::create(scene.memory(), 64, &spec, CREATOR, &Judge).expect("room");
+    let adder = InstanceId::new(1, 1);
+    let mut shard = counters.join(adder, &Judge).expect("a shard");
+    scene.actor(move |_| {
+        for ticket in 1..=rounds {
+            assert!(shard.add_once(0, ticket, 1).expect("sane"));
+        }
+    });
+    scene.immortal(move |_| {
+        let first = counters.sum(0).expect("sane");
+        let ticket = counters.last(0, adder.id()).expect("sane");
+        let second = counters.sum(0).expect("sane");
+        assert!(first <= ticket, "{first} of {ticket} additions");
+        assert!(ticket <= second, "{second} of {ticket} additions");
     });
     scene
 }
