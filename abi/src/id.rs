@@ -11,6 +11,9 @@ pub struct NodeId(u32);
 /// The largest node id, and the number of entries of the generation table.
 pub const MAX_NODES: u32 = 1024;
 
+/// Classes that nodes fall into as sleepers: a word of pod memory has room for so many, twice.
+pub const WAKE_CLASSES: u32 = 16;
+
 impl NodeId {
     /// Accepts `1..=MAX_NODES`.
     pub const fn new(id: u32) -> Option<Self> {
@@ -29,6 +32,12 @@ impl NodeId {
     /// The index of this node in tables that have one entry a node.
     pub const fn index(self) -> usize {
         self.0 as usize - 1
+    }
+
+    /// The class of this node among those that a wake-up names, below [`WAKE_CLASSES`]. Nodes of
+    /// one class are woken together, for nothing at worst.
+    pub const fn wake_class(self) -> u32 {
+        (self.0 - 1) % WAKE_CLASSES
     }
 }
 

@@ -80,6 +80,22 @@ pub enum ToAgent {
         /// Milliseconds between SIGTERM and SIGKILL to processes.
         grace_ms: u32,
     },
+    /// Wake sleepers of this node.
+    Wake(Wake),
+    /// Thread instances of another node died.
+    Deaths,
+}
+
+/// A wake-up on its way to other nodes. A hint: any of those who pass it on may drop it, and one
+/// that names a place where meanwhile something else lies wakes somebody for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wake {
+    /// The futex word, in bytes from the start of the pool; a multiple of 4.
+    pub at: u64,
+    /// A bit for each [class](crate::NodeId::wake_class) of nodes to reach.
+    pub classes: u16,
+    /// All sleepers of each node, or one.
+    pub all: bool,
 }
 
 /// From an agent to the fabric manager.
@@ -135,6 +151,10 @@ pub enum ToManager {
         /// Text.
         message: String,
     },
+    /// Pass a wake-up on to the other nodes that it names.
+    Wake(Wake),
+    /// Thread instances of this node died: tell the other nodes.
+    Deaths,
 }
 
 /// How a command ended.

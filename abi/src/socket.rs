@@ -100,7 +100,23 @@ pub enum Request {
     },
     /// Something about groups.
     Group(GroupRequest),
+    /// Send [`Reply::Deaths`] from now on whenever somebody died.
+    WatchDeaths,
+    /// Wake sleepers of other nodes. Has no reply, and may be dropped: a wake-up is a hint.
+    Wake {
+        /// The segment, by its number from [`Reply::Segment`].
+        segment: u32,
+        /// The futex word, in bytes from the segment's start; a multiple of 4.
+        offset: u64,
+        /// A bit for each [class](crate::NodeId::wake_class) of nodes to reach.
+        classes: u16,
+        /// All sleepers of each node, or one.
+        all: bool,
+    },
 }
+
+/// Longest encoding of a [`Request::Wake`], in bytes.
+pub const MAX_WAKE: usize = 24;
 
 /// Names a segment. Each group has names of its own, and so have the segments of no group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,6 +177,8 @@ pub enum Reply {
         mappings: Vec<Mapping>,
         /// Whether this request created it.
         created: bool,
+        /// Its number, for [`Request::Wake`].
+        entry: u32,
     },
     /// The segments.
     Segments(Vec<SegmentInfo>),
@@ -176,6 +194,9 @@ pub enum Reply {
     },
     /// Something about groups.
     Group(GroupReply),
+    /// A node failed, or a thread instance died somewhere in the pod: ask whoever judges the
+    /// living again. Not an answer to a request.
+    Deaths,
     /// The request was not carried out.
     Refused {
         /// Which kind of refusal, for programs.

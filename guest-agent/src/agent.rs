@@ -26,7 +26,7 @@ use crate::doorbell::Doorbell;
 use crate::heartbeat::Heartbeat;
 use crate::identity::{Identity, IdentityError};
 use crate::init::{DEFAULT_GRACE, Role, Shutdown, reap};
-use crate::link::Link;
+use crate::link::{Hint, Link};
 use crate::memory::{Attaching, Backend, MemoryError, PodMemory};
 use crate::notify::{notify, watchdog};
 use crate::poll::{Poller, Source};
@@ -290,6 +290,7 @@ impl Agent {
                 if self.handle(source, flags) {
                     return Ok(());
                 }
+                self.relay();
             }
             self.work();
             if let Some(request) = self.link.take_shutdown() {
@@ -382,6 +383,20 @@ impl Agent {
         false
     }
 
+    /// Wake-ups and deaths, between the processes and the manager. At once, for somebody sleeps.
+    fn relay(&mut self) {
+        let Some(pod) = &mut self.pod else {
+            return;
+        };
+        for hint in self.link.take_hints() {
+            match hint {
+                Hint::Wake(wake) => pod.server.wake(wake),
+                Hint::Deaths => pod.server.tell_deaths(&self.poller),
+            }
+        }
+        self.link.send_hints(pod.server.take_outgoing(&self.poller));
+    }
+
     fn on_signals(&mut self) -> bool {
         while let Ok(Some(info)) = self.signals.read_signal() {
             match Signal::try_from(info.ssi_signo.cast_signed()) {
@@ -450,6 +465,11 @@ impl Agent {
             return;
         };
         pod.server.work(poller);
+        // What the work or the tick before brought.
+        self.relay();
+        let (Some(pod), poller) = (&mut self.pod, &self.poller) else {
+            return;
+        };
         if now >= self.next_tick {
             self.next_tick = now + TICK;
             pod.tick(poller);

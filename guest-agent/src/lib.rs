@@ -55,6 +55,7 @@ pub mod segments;
 pub mod socket;
 mod task;
 pub mod threads;
+pub mod wakes;
 
 #[cfg(test)]
 mod test_pod;

@@ -14,7 +14,8 @@ use lupin_abi::system::Segment;
 
 use crate::directory::{Directory, DirectoryError, Held, NewSegment};
 use crate::memory::mapping::Mapping;
-use crate::memory::{Backend, MemoryError, SectionFd};
+use crate::memory::{Backend, Extent, MemoryError, SectionFd};
+use crate::wakes::wake_word;
 
 /// Bytes scrubbed before the agent looks after its other duties again.
 const SCRUB_STEP: usize = 8 << 20;
@@ -37,6 +38,8 @@ pub type LeaseId = u64;
 struct Lease {
     held: Held,
     processes: usize,
+    /// For wake-ups from other nodes: of an extent, by its offset, made when the first one comes.
+    mappings: BTreeMap<u64, Mapping>,
 }
 
 #[derive(Debug)]
@@ -113,8 +116,12 @@ impl Segments {
         }
         drop(of_entry);
         self.next += 1;
-        let processes = 0;
-        self.leases.insert(self.next, Lease { held, processes });
+        let lease = Lease {
+            held,
+            processes: 0,
+            mappings: BTreeMap::new(),
+        };
+        self.leases.insert(self.next, lease);
         self.next
     }
 
@@ -267,6 +274,63 @@ impl Segments {
         }
     }
 
+    /// The number of a segment, for wake-ups.
+    pub fn entry_of(&self, lease: LeaseId) -> u32 {
+        // There are a few hundred entries.
+        let index = self.leases.get(&lease).map(|lease| lease.held.index);
+        index.map_or(u32::MAX, |index| index as u32)
+    }
+
+    /// Where in the pool the word at `offset` of a segment that this node uses lies, if it is one
+    /// and `may` allows it.
+    pub fn place_of(
+        &self,
+        entry: u32,
+        offset: u64,
+        may: impl FnOnce(LeaseId, &Segment) -> bool,
+    ) -> Option<u64> {
+        let is_it = |(_, lease): &(&LeaseId, &Lease)| lease.held.index == entry as usize;
+        let (id, lease) = self.leases.iter().find(is_it)?;
+        if !offset.is_multiple_of(4) || !may(*id, &lease.held.segment) {
+            return None;
+        }
+        let mut left = offset;
+        for extent in lease.held.extents() {
+            match left.checked_sub(extent.size) {
+                Some(rest) => left = rest,
+                None => return extent.offset.checked_add(left),
+            }
+        }
+        None
+    }
+
+    /// Wakes sleepers of this node, which is of `class`, on the word at `at` of the pool, if that
+    /// is in a segment that this node uses.
+    pub fn wake(&mut self, at: u64, class: u32, all: bool) {
+        let holds = |extent: &Extent| {
+            let offset = at.checked_sub(extent.offset);
+            offset.is_some_and(|offset| offset < extent.size)
+        };
+        let mut leases = self.leases.values_mut();
+        let found = leases.find_map(|lease| {
+            let extent = lease.held.extents().find(holds)?;
+            Some((lease, extent))
+        });
+        let Some((lease, extent)) = found.filter(|_| at.is_multiple_of(4)) else {
+            return;
+        };
+        if !lease.mappings.contains_key(&extent.offset) {
+            let opened = self.backend.open_segment(extent, lease.held.owner(), false);
+            let mapped = opened.ok().and_then(|SectionFd { fd, window }| {
+                Mapping::new(&fd, window.offset, window.size, true).ok()
+            });
+            lease.mappings.extend(mapped.map(|m| (extent.offset, m)));
+        }
+        if let Some(mapping) = lease.mappings.get(&extent.offset) {
+            wake_word(mapping, at - extent.offset, class, all);
+        }
+    }
+
     /// Looks again at leases without a process, whose segments somebody still had mapped.
     pub fn recheck(&mut self) {
         let unused: Vec<LeaseId> = self
@@ -295,9 +359,10 @@ impl Segments {
     /// Takes a segment's devices away, and lets it go. Whoever has it mapped loses it, where the
     /// backend can revoke.
     fn end(&mut self, id: LeaseId) {
-        let Some(lease) = self.leases.get(&id) else {
+        let Some(lease) = self.leases.get_mut(&id) else {
             return;
         };
+        lease.mappings.clear();
         let name = &lease.held.segment.name;
         for extent in lease.held.extents() {
             if let Err(error) = self.backend.close_segment(extent) {

@@ -127,6 +127,13 @@ access! {
     }
 }
 access! {
+    /// Sets bits of a half word; returns the old one.
+    pub fn or32(cell: &AtomicU32, bits: u32) -> u32 {
+        real: |order| cell.fetch_or(bits, order), dead: cell.load(Ordering::Relaxed),
+        probe: Kind::Or(bits.into()), |found, _| found as u32
+    }
+}
+access! {
     /// Keeps bits of a word and clears the others; returns the old one.
     pub fn and64(cell: &AtomicU64, bits: u64) -> u64 {
         real: |order| cell.fetch_and(bits, order), dead: cell.load(Ordering::Relaxed),
@@ -202,26 +209,36 @@ pub fn is_modelled() -> bool {
     false
 }
 
-/// Sleeps in a probe's scheduler while `word` holds `seen`; false without a probe.
+/// The class of the node on which a probe lets the caller run; `None` without a probe.
 #[inline(always)]
-pub fn slept(word: &AtomicU32, seen: u32) -> bool {
+pub fn class() -> Option<u32> {
+    let mut _class = None;
     #[cfg(any(test, feature = "crash-points"))]
-    if probe::tell(|probe| probe.sleep(word.as_ptr().addr(), seen)) {
+    probe::tell(|probe| _class = Some(probe.class()));
+    _class
+}
+
+/// Sleeps in a probe's scheduler while `word` holds `seen`, as one of these nodes' classes; false
+/// without a probe.
+#[inline(always)]
+pub fn slept(word: &AtomicU32, seen: u32, classes: u32) -> bool {
+    #[cfg(any(test, feature = "crash-points"))]
+    if probe::tell(|probe| probe.sleep(word.as_ptr().addr(), seen, classes)) {
         return true;
     }
-    let _ = (word, seen);
+    let _ = (word, seen, classes);
     false
 }
 
-/// Wakes sleepers of a probe's scheduler; false without a probe.
+/// Wakes sleepers of these classes in a probe's scheduler, and says how many; `None` without a
+/// probe.
 #[inline(always)]
-pub fn woke(word: &AtomicU32, count: i32) -> bool {
+pub fn woke(word: &AtomicU32, count: i32, classes: u32) -> Option<usize> {
+    let mut _woken = None;
     #[cfg(any(test, feature = "crash-points"))]
-    if probe::tell(|probe| probe.wake(word.as_ptr().addr(), count)) {
-        return true;
-    }
-    let _ = (word, count);
-    false
+    probe::tell(|probe| _woken = Some(probe.wake(word.as_ptr().addr(), count, classes)));
+    let _ = (word, count, classes);
+    _woken
 }
 
 /// The order of the load of a compare-and-swap that fails.

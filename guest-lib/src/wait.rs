@@ -1,4 +1,4 @@
-//! Waiting for somebody who may be on another node: a short spin, then sleeps of bounded length.
+//! Waiting for somebody who may be on another node: a short spin, then sleep until woken.
 //!
 //! # Spin, then sleep
 //!
@@ -20,21 +20,83 @@
 //!
 //! # Across nodes
 //!
-//! A futex wakes sleepers of one kernel. So nobody sleeps longer than [`MAX_SLEEP`] without
-//! looking again: that bounds what a waiter can miss of another node's release, and of the death
-//! of whoever it waits for.
+//! A futex wakes sleepers of one kernel. So the flag is a set: of which *classes* of nodes
+//! somebody may sleep ([`NodeId::wake_class`](lupin_abi::NodeId::wake_class)). Whoever ends the
+//! wait wakes its own node's sleepers by futex, and asks its agent to have those of the other
+//! classes woken. That is one packet without an answer, sent without blocking; agents and manager
+//! pass it on, and the last agent makes the futex call. Any of them may drop it: a wake-up is a
+//! hint, and its loss costs no more than [`BACKSTOP`].
+//!
+//! # No wake-up is lost between nodes, either
+//!
+//! `membarrier` does not reach the processors of another kernel, so the pair of barriers above is
+//! half a pair between nodes. Let a waiter raise its flag at the time *t*, with a locked
+//! instruction after which it looks at what it waits for, and call *D* a time within which a
+//! store that a processor has retired becomes visible to all others.
+//!
+//! * A releaser that loads the flag after *t* finds it raised, and sends a wake-up: loads of one
+//!   coherent memory do not go back behind a store that is visible.
+//! * A releaser that loaded the flag before *t* has its store, which comes first in its program,
+//!   retired by then and perhaps still in its processor's store buffer. By *t* + *D* it is visible.
+//!
+//! So a waiter may sleep without a bound once it has looked at *t* + *D* or later and the flag has
+//! stayed raised since *t*. Its sleeps before that are short ones and end with a look: first
+//! [`FIRST_SLEEP`], then twice as long each, and only one that lasted [`SETTLE`] without a wake-up
+//! is followed by a long one. That the flag has not been lowered in between shows in the futex
+//! word: whoever lowers the flag changes the word after that, the long sleep begins only if the
+//! word holds the same value as before the settling sleep, and the kernel compares it once more.
+//!
+//! *D* has no bound in the manuals, but C++ and Rust ask for a finite time, and a store buffer is
+//! written back as fast as the memory takes it: within microseconds, and at the latest at the
+//! processor's next interrupt, exit to the hypervisor or switch of threads, all of which
+//! serialise it. [`SETTLE`] is a thousand times that. Were a store ever later, [`BACKSTOP`]
+//! bounds what that costs. What sleeps on a [`Bell`](parking::Bell) needs none of this: both its
+//! sides make a whole barrier, which orders them between nodes as within one.
+//!
+//! # The dead wake nobody
+//!
+//! A process that sleeps long is told of deaths: each of its agent's watchers gets a packet when
+//! a node failed or a thread died anywhere in the pod, and all long sleepers look again and ask
+//! their judge. One thread of the process waits for these packets. It is started when the first
+//! wait lasts longer than the settling sleep, or has to wake another node, and not before.
+//!
+//! # Who has no way to other nodes
+//!
+//! Nobody sleeps longer than [`MAX_SLEEP`] on a word that lies in no segment of an attached pod,
+//! in a process without an agent (it is being restarted, or the process was forked off), or on a
+//! kernel that has no futex for that memory. A process whose *agent or manager* hangs without
+//! breaking its connection does not know it: [`BACKSTOP`] is for that, and for whoever releases
+//! a lock while it cannot reach its own agent.
 
-use core::sync::atomic::{AtomicU8, AtomicU32, Ordering, compiler_fence};
+use core::sync::atomic::AtomicU32;
 use core::time::Duration;
 use std::time::Instant;
 
-use crate::mem::{cas32, fence, load32, store32, swap32};
+pub(crate) mod class;
+mod futex;
+mod parking;
+pub(crate) mod sleepers;
 
-/// The longest sleep between two looks. Thirty waiters that all sleep so long use some percent of
-/// one processor for their looks.
+#[cfg(test)]
+mod settle_test;
+
+use futex::Slept;
+pub(crate) use parking::Bell;
+#[doc(hidden)]
+pub use parking::Parking;
+
+/// The longest sleep between two looks of a waiter whom other nodes cannot wake. Thirty waiters
+/// that all sleep so long use some percent of one processor for their looks.
 pub const MAX_SLEEP: Duration = Duration::from_millis(8);
-/// The first sleep; each further one is twice as long, up to [`MAX_SLEEP`].
+/// The longest sleep between two looks of a waiter whom other nodes can wake: four looks a second
+/// are no load, and a wake-up that was lost, because an agent or the manager hung or was replaced
+/// at that moment, is rarer than the pod's failures, which take as long to be got over.
+pub const BACKSTOP: Duration = Duration::from_millis(250);
+/// The first sleep; each further one is twice as long.
 pub const FIRST_SLEEP: Duration = Duration::from_micros(50);
+/// After a sleep of this length without a wake-up, what was released before the waiter's flag was
+/// seen is visible.
+pub const SETTLE: Duration = Duration::from_micros(800);
 /// Looks before a sleep. The pauses between them double, which is some ten microseconds in all:
 /// about what a short critical section on another node takes.
 const SPINS: u32 = 5;
@@ -58,6 +120,10 @@ pub struct Pacer {
     spins: u32,
     sleep: Duration,
     deadline: Option<Instant>,
+    /// The futex word, and its value over a whole sleep of [`SETTLE`] or longer.
+    settled: Option<(usize, u32)>,
+    /// Interruptions that the waiter knew of when it last asked its judge.
+    interruptions: u32,
 }
 
 /// The deadline has passed.
@@ -72,6 +138,8 @@ impl Pacer {
             spins: 0,
             sleep: FIRST_SLEEP,
             deadline,
+            settled: None,
+            interruptions: sleepers::interruptions(),
         }
     }
 
@@ -89,7 +157,9 @@ impl Pacer {
 
     /// Sleeps until `word` is woken, or no longer holds `seen`, or this sleep's bound is over.
     pub fn sleep_on(&mut self, word: &AtomicU32, seen: u32) -> Result<(), TimedOut> {
-        let mut bound = self.sleep;
+        let long = self.is_settled(word, seen) && crate::client::wake::reaches(word);
+        let whole = if long { BACKSTOP } else { self.sleep };
+        let mut bound = whole;
         if let Some(deadline) = self.deadline {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -97,166 +167,39 @@ impl Pacer {
             }
             bound = bound.min(left);
         }
-        self.sleep = (self.sleep * 2).min(MAX_SLEEP);
-        if futex_wait(word, seen, bound) {
-            self.spins = 0;
+        let sleep = || futex::wait(word, seen, bound);
+        let slept = if long {
+            sleepers::interruptible(word, self.interruptions, sleep)
+        } else {
+            sleep()
+        };
+        self.interruptions = sleepers::interruptions();
+        if !long {
+            self.sleep = (self.sleep * 2).min(MAX_SLEEP);
+        }
+        match slept {
+            Slept::Woken => {
+                self.spins = 0;
+                self.settled = None;
+                // Short again, but not through all the steps: the one that settles is next.
+                self.sleep = self.sleep.min(SETTLE);
+            }
+            Slept::Whole if whole >= SETTLE && bound == whole => {
+                self.settled = Some((word.as_ptr().addr(), seen));
+            }
+            Slept::Whole | Slept::Disturbed => {}
         }
         Ok(())
+    }
+
+    /// Whether the waiter has looked after a sleep of [`SETTLE`], over which `word` held `seen`.
+    fn is_settled(&self, word: &AtomicU32, seen: u32) -> bool {
+        self.settled == Some((word.as_ptr().addr(), seen))
     }
 
     /// Sleeps this sleep's bound.
     pub fn sleep(&mut self) -> Result<(), TimedOut> {
         let nobody_wakes = AtomicU32::new(0);
         self.sleep_on(&nobody_wakes, 0)
-    }
-}
-
-/// Sleeps; true if somebody woke the caller, or had done so before.
-fn futex_wait(word: &AtomicU32, seen: u32, bound: Duration) -> bool {
-    if crate::mem::slept(word, seen) {
-        return true;
-    }
-    let timeout = libc::timespec {
-        tv_sec: bound.as_secs() as libc::time_t,
-        tv_nsec: bound.subsec_nanos().into(),
-    };
-    // Not FUTEX_PRIVATE_FLAG: the sleepers are in several processes.
-    // SAFETY: both pointers are valid for the call; the kernel only reads through them.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_futex,
-            word.as_ptr(),
-            libc::FUTEX_WAIT,
-            seen,
-            &raw const timeout,
-        )
-    };
-    if result != -1 {
-        return true;
-    }
-    match std::io::Error::last_os_error().raw_os_error() {
-        Some(libc::EAGAIN) => true,
-        Some(libc::EINTR | libc::ETIMEDOUT) => false,
-        _ => {
-            // A memory on which this kernel offers no futex: sleep the bound instead of spinning.
-            std::thread::sleep(bound);
-            false
-        }
-    }
-}
-
-/// Wakes up to `count` sleepers of this node: changes `word` and tells the kernel.
-#[doc(hidden)]
-pub fn wake(word: &AtomicU32, count: i32) {
-    crate::mem::add32(word, 1, Ordering::SeqCst);
-    if crate::mem::woke(word, count) {
-        return;
-    }
-    // SAFETY: the kernel uses the address as a key and does not write to it.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, count) };
-}
-
-/// Nobody sleeps, as far as the flag knows.
-const NOBODY: u32 = 0;
-/// Somebody may sleep.
-const RAISED: u32 = 1;
-/// Somebody may sleep, and every processor of the node knows it: who finds this needs no barrier.
-const KNOWN: u32 = 2;
-
-/// Where those wait who share a flag and a futex word; the module documentation says how.
-#[doc(hidden)]
-#[derive(Clone, Copy, Debug)]
-pub struct Parking<'a> {
-    /// Not 0 if somebody may sleep.
-    pub flag: &'a AtomicU32,
-    /// The futex word.
-    pub word: &'a AtomicU32,
-}
-
-impl Parking<'_> {
-    /// Announces a sleeper. The caller looks once more at what it waits for, with at least
-    /// `Acquire`, and then sleeps on `word` with the value returned.
-    pub fn announce(&self) -> u32 {
-        // Before the flag: whoever lowers the flag after this one raised it changes the word
-        // after that, so that the sleep does not begin.
-        let seen = load32(self.word, Ordering::Acquire);
-        if load32(self.flag, Ordering::Acquire) != KNOWN {
-            store32(self.flag, RAISED, Ordering::SeqCst);
-            barrier_for_both();
-            // Release: who finds the flag known may rely on this one's barrier. Fails if somebody
-            // lowered it meanwhile, who has changed the word or will.
-            let _ = cas32(self.flag, RAISED, KNOWN, Ordering::AcqRel);
-        }
-        seen
-    }
-
-    /// Says that there may be further sleepers, by one whom [`wake`](Self::wake) woke.
-    pub fn pass_on(&self) {
-        store32(self.flag, RAISED, Ordering::Relaxed);
-    }
-
-    /// Wakes up to `count` sleepers, if any, after the store that ends their wait.
-    #[inline(always)]
-    pub fn wake(&self, count: i32) {
-        half_barrier();
-        if load32(self.flag, Ordering::Relaxed) != NOBODY {
-            self.wake_now(count);
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn wake_now(self, count: i32) {
-        // Lowered, not counted down: a count would stay too high for ever after the death of a
-        // sleeper. Whoever has slept raises it again when its own turn to wake comes.
-        swap32(self.flag, NOBODY, Ordering::AcqRel);
-        wake(self.word, count);
-    }
-}
-
-/// `membarrier(2)`: unknown, usable, or not.
-static EXPEDITED: AtomicU8 = AtomicU8::new(0);
-const USABLE: u8 = 1;
-const UNUSABLE: u8 = 2;
-
-/// From `linux/membarrier.h`; libc has the names for some targets only.
-const MEMBARRIER_CMD_GLOBAL_EXPEDITED: libc::c_int = 1 << 1;
-const MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED: libc::c_int = 1 << 2;
-
-fn membarrier(command: libc::c_int) -> bool {
-    // SAFETY: orders memory accesses and touches none.
-    unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
-}
-
-/// The cheap half of a pair of barriers; the other is [`barrier_for_both`].
-#[inline(always)]
-pub(crate) fn half_barrier() {
-    if cfg!(any(test, feature = "crash-points")) {
-        // What the pair is meant to be, for model checkers.
-        fence(Ordering::SeqCst);
-    } else if EXPEDITED.load(Ordering::Relaxed) == USABLE {
-        compiler_fence(Ordering::SeqCst);
-    } else {
-        half_barrier_unregistered();
-    }
-}
-
-#[cold]
-fn half_barrier_unregistered() {
-    if EXPEDITED.load(Ordering::Relaxed) != UNUSABLE {
-        let usable = membarrier(MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED);
-        EXPEDITED.store(if usable { USABLE } else { UNUSABLE }, Ordering::Relaxed);
-    }
-    fence(Ordering::SeqCst);
-}
-
-/// The dear half: a full barrier here, and one on every thread of the node that runs a process
-/// with [`half_barrier`]s.
-#[cold]
-pub(crate) fn barrier_for_both() {
-    fence(Ordering::SeqCst);
-    if !cfg!(any(test, feature = "crash-points")) {
-        // Where the kernel refuses, the other side's half is a whole one, if it was refused too.
-        let _ = membarrier(MEMBARRIER_CMD_GLOBAL_EXPEDITED);
     }
 }

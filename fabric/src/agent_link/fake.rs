@@ -18,6 +18,7 @@ pub(crate) struct Seen {
     pub(crate) shutdown: Option<u32>,
     pub(crate) hellos: usize,
     pub(crate) connections: usize,
+    pub(crate) hints: Vec<ToAgent>,
 }
 
 /// A fake agent; its thread ends with the process.
@@ -136,12 +137,16 @@ impl Session {
                     assert!(command.output_credit <= INITIAL_CREDIT as usize);
                 }
             }
+            ToAgent::Wake(_) | ToAgent::Deaths => self.seen.lock().unwrap().hints.push(message),
             ToAgent::Shutdown { grace_ms } => self.seen.lock().unwrap().shutdown = Some(grace_ms),
         }
         self.pump()
     }
 
     fn exec(&mut self, channel: u32, argv: &[String]) -> std::io::Result<()> {
+        if argv[0] == "hint" {
+            self.send(&ToManager::Deaths)?;
+        }
         let mut command = Command {
             kind: argv[0].clone(),
             output: Vec::new(),

@@ -312,3 +312,43 @@ fn shutdown_reaches_the_agent() {
     assert_eq!(drain(&bench.exec(&["exit", "0"])).1, ExecStatus::Code(0));
     assert_eq!(agent.seen.lock().unwrap().shutdown, Some(1500));
 }
+
+#[test]
+fn hints_go_both_ways_and_are_dropped_while_there_is_no_agent() {
+    let bench = bench();
+    let wake = port::Wake {
+        at: 64,
+        classes: 0b100,
+        all: false,
+    };
+    bench.link.hint(&Hint::Deaths);
+    let agent = bench.agent(3, 5, None);
+    bench.up();
+    // The first may meet a thread that is still writing its hello, and goes through the queue.
+    let sent: Vec<Hint> = (0..100)
+        .map(|at| Hint::Wake(port::Wake { at, ..wake }))
+        .chain([Hint::Deaths])
+        .collect();
+    sent.iter().for_each(|hint| bench.link.hint(hint));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while agent.seen.lock().unwrap().hints.len() < sent.len() {
+        assert!(Instant::now() < deadline, "hints are missing");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let expected: Vec<ToAgent> = sent
+        .iter()
+        .map(|hint| match hint {
+            Hint::Wake(wake) => ToAgent::Wake(*wake),
+            Hint::Deaths => ToAgent::Deaths,
+        })
+        .collect();
+    assert_eq!(agent.seen.lock().unwrap().hints, expected);
+
+    let exec = bench.exec(&["hint"]);
+    let told = bench.wait(|event| match event {
+        LinkEvent::Hint(hint) => Some(hint),
+        _ => None,
+    });
+    assert_eq!(told, Hint::Deaths);
+    drop(exec);
+}

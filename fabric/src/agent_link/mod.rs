@@ -28,6 +28,7 @@ mod channel;
 mod doorbell;
 mod exec;
 mod greeting;
+mod hint;
 mod receive;
 mod worker;
 
@@ -36,6 +37,7 @@ pub(crate) mod fake;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -47,6 +49,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use channel::Channel;
 pub use doorbell::ring;
 pub use exec::{Exec, ExecMessage, ExecSpec};
+pub use hint::Hint;
 
 /// Most commands that may run over one link at once.
 pub const MAX_EXECS: usize = 64;
@@ -88,6 +91,8 @@ pub enum LinkEvent {
     Lost(String),
     /// A line of the agent for the manager's log, without control characters.
     Log(String),
+    /// For the other nodes, a limited number a second. A hint: may be dropped.
+    Hint(Hint),
 }
 
 /// Why a call on a link failed.
@@ -144,6 +149,8 @@ struct State {
     outgoing: Vec<u8>,
     /// Bytes that the thread took and has not written yet.
     in_flight: usize,
+    /// The connection, for who writes to it while the thread has nothing to write.
+    direct: Option<UnixStream>,
 }
 
 impl AgentLink {
@@ -168,6 +175,7 @@ impl AgentLink {
                 next_channel: first_channel(),
                 outgoing: Vec::new(),
                 in_flight: 0,
+                direct: None,
             }),
         });
         let of_thread = shared.clone();
@@ -291,6 +299,7 @@ impl State {
         self.doorbell = None;
         self.outgoing = Vec::new();
         self.in_flight = 0;
+        self.direct = None;
         for (_, channel) in self.channels.drain() {
             channel.end(ExecStatus::NodeLost);
         }

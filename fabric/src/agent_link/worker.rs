@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::channel::Violation;
 use super::greeting::{Greeting, Hello};
+use super::hint::{Hint, HintLimit};
 use super::receive::receive;
 use super::{AgentInfo, LinkEvent, Shared, doorbell};
 
@@ -92,6 +93,7 @@ fn connect(
         pending: Vec::new(),
         written: 0,
         log: LogLimit::new(),
+        hints: HintLimit::new(Instant::now()),
     };
     let decoder = connection.greet()?;
     *told = None;
@@ -106,6 +108,7 @@ struct Connection<'a> {
     pending: Vec<u8>,
     written: usize,
     log: LogLimit,
+    hints: HintLimit,
 }
 
 impl Connection<'_> {
@@ -164,6 +167,7 @@ impl Connection<'_> {
         }
         state.up = Some(info.clone());
         state.doorbell = doorbell;
+        state.direct = self.socket.try_clone().ok();
         // The rest of a hello that is half written must go out before anything else.
         state.in_flight = self.pending.len() - self.written;
         drop(state);
@@ -234,6 +238,8 @@ impl Connection<'_> {
                     });
                 }
             }
+            ToManager::Wake(wake) => self.pass_on(Hint::Wake(wake)),
+            ToManager::Deaths => self.pass_on(Hint::Deaths),
             ToManager::Log { message } => {
                 if let Some(skipped) = self.log.allows() {
                     if skipped > 0 {
@@ -245,6 +251,12 @@ impl Connection<'_> {
             }
         }
         Ok(())
+    }
+
+    fn pass_on(&mut self, hint: Hint) {
+        if self.hints.allows(Instant::now()) {
+            (self.notify)(LinkEvent::Hint(hint));
+        }
     }
 
     fn take_outgoing(&mut self) {
@@ -279,10 +291,11 @@ impl Connection<'_> {
         let mut interest = PollFlags::POLLIN;
         interest.set(PollFlags::POLLOUT, writing);
         {
-            let state = self.shared.lock();
+            let mut state = self.shared.lock();
             if state.closed {
                 return Err(Lost::Closed);
             }
+            state.in_flight = self.pending.len() - self.written;
             if !writing && !state.outgoing.is_empty() {
                 return Ok(());
             }

@@ -287,6 +287,11 @@ impl Driver {
                 }
             }
             LinkEvent::Lost(why) => log::debug!("node {node}: no agent: {why}"),
+            LinkEvent::Hint(hint) => {
+                if let Some(handle) = handle.upgrade() {
+                    handle.pass_on(node, hint);
+                }
+            }
             LinkEvent::Log(line) => log::info!("node {node}: agent: {line}"),
         });
         match link {

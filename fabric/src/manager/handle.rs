@@ -74,12 +74,12 @@ pub struct ManagerHandle {
     queue: Mutex<VecDeque<Command>>,
     pub(super) wake: EventFd,
     view: Mutex<View>,
-    links: Mutex<BTreeMap<NodeId, Arc<AgentLink>>>,
+    pub(super) links: Mutex<BTreeMap<NodeId, Arc<AgentLink>>>,
 }
 
 /// Every critical section of this module leaves its data consistent at each step, so a thread
 /// that panicked in one has broken nothing.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

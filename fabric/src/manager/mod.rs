@@ -32,6 +32,7 @@ pub(crate) mod judge;
 mod order;
 mod pause;
 mod record;
+mod relay;
 mod start;
 mod state;
 mod watch;

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use log::{debug, error, info, warn};
-use lupin_abi::port::{ToAgent, ToManager};
+use lupin_abi::port::{ToAgent, ToManager, Wake};
 use lupin_abi::{ABI_VERSION, Generation};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -30,6 +30,8 @@ use outbox::Outbox;
 
 /// Bytes taken from the stream before others get their turn.
 const BYTES_PER_TURN: usize = 256 << 10;
+/// Hints kept until the agent looks at them, which it does after each turn.
+const HINTS: usize = 1024;
 
 /// Where the stream comes from.
 #[derive(Debug)]
@@ -60,6 +62,15 @@ pub struct ShutdownRequest {
     pub grace: Duration,
 }
 
+/// What another node tells this one, which may be dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// Wake sleepers.
+    Wake(Wake),
+    /// Threads died.
+    Deaths,
+}
+
 /// The link and the commands run over it.
 #[derive(Debug)]
 pub struct Link {
@@ -83,6 +94,8 @@ pub struct Link {
     /// What no manager was there to hear.
     unheard: Option<String>,
     shutdown: Option<ShutdownRequest>,
+    /// Not looked at yet.
+    hints: Vec<Hint>,
 }
 
 impl Link {
@@ -119,6 +132,7 @@ impl Link {
             closed: None,
             unheard: None,
             shutdown: None,
+            hints: Vec::new(),
         })
     }
 
@@ -258,6 +272,14 @@ impl Link {
                 self.shutdown = Some(ShutdownRequest { grace });
                 Ok(())
             }
+            ToAgent::Wake(wake) => {
+                self.hint(Hint::Wake(wake));
+                Ok(())
+            }
+            ToAgent::Deaths => {
+                self.hint(Hint::Deaths);
+                Ok(())
+            }
         };
         result.map_err(|violation| violation.to_string())
     }
@@ -348,6 +370,31 @@ impl Link {
             self.flush();
         } else {
             self.unheard = Some(message);
+        }
+    }
+
+    fn hint(&mut self, hint: Hint) {
+        if self.hints.len() < HINTS {
+            self.hints.push(hint);
+        }
+    }
+
+    /// What other nodes told since the last call.
+    pub fn take_hints(&mut self) -> Vec<Hint> {
+        std::mem::take(&mut self.hints)
+    }
+
+    /// Sends hints, if there is a manager and room.
+    pub fn send_hints(&mut self, hints: impl Iterator<Item = ToManager>) {
+        let mut sent = false;
+        for hint in hints {
+            if self.greeted && !self.out.is_full() {
+                self.out.push(&hint);
+                sent = true;
+            }
+        }
+        if sent {
+            self.flush();
         }
     }
 

@@ -140,7 +140,9 @@ impl Server {
         {
             warn!("{} dead threads stay for now: {error}", threads.len());
             self.unburied.push((threads, end));
+            return;
         }
+        self.wakes.threads_died();
     }
 
     /// Takes over threads of an earlier agent: kept while their holder lives, for a living thread

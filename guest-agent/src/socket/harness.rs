@@ -3,13 +3,14 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lupin_abi::ABI_VERSION;
 use lupin_abi::groups::GroupId;
+use lupin_abi::port::ToManager;
 use lupin_abi::socket::{
     Lifetime, MAX_PACKET, Mapping as Window, RefusalCode, Reply, Request, SegmentName, decode,
     encode,
@@ -31,6 +32,8 @@ use crate::threads::Threads;
 /// An agent's socket in a thread of its own.
 pub(super) struct Served {
     pub(super) path: PathBuf,
+    /// What the agent would have told the manager.
+    pub(super) to_manager: Arc<Mutex<Vec<ToManager>>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     _folder: tempfile::TempDir,
@@ -53,6 +56,8 @@ impl Served {
         let threads = Threads::new(directory.clone());
         let segments = Segments::new(directory, Box::new(backend), held);
         let mut server = Server::new(&path, &poller, threads, segments, restarted).unwrap();
+        let to_manager = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&to_manager);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
@@ -70,10 +75,12 @@ impl Served {
                 }
                 server.work(&poller);
                 server.tick(&poller);
+                told.lock().unwrap().extend(server.take_outgoing(&poller));
             }
         });
         Self {
             path,
+            to_manager,
             stop,
             thread: Some(thread),
             _folder: folder,
@@ -234,7 +241,9 @@ pub(super) fn parts(
     new: bool,
 ) -> Result<Vec<(Window, OwnedFd)>, RefusalCode> {
     match reply {
-        Reply::Segment { mappings, created } => {
+        Reply::Segment {
+            mappings, created, ..
+        } => {
             assert_eq!((created, fds.len()), (new, mappings.len()));
             Ok(mappings.into_iter().zip(fds).collect())
         }

@@ -19,6 +19,7 @@ mod limits;
 mod packet;
 mod process;
 mod requests;
+mod wakes;
 
 use std::collections::{HashMap, VecDeque};
 use std::fs;
@@ -46,6 +47,7 @@ use crate::proc_events::ProcEvents;
 use crate::segments::Segments;
 use crate::task;
 use crate::threads::{Thread, Threads};
+use crate::wakes::Wakes;
 use deaths::Unburied;
 use limits::Limits;
 pub use packet::Peer;
@@ -78,6 +80,8 @@ struct Client {
     events: Option<u64>,
     /// What it has been sent of a group's notifications, once it watches one.
     watch: Option<Watch>,
+    /// Is told of deaths.
+    watches_deaths: bool,
     /// A segment is being scrubbed for it: no further request is read.
     waiting: bool,
     /// Cut off once `out` is empty.
@@ -94,6 +98,9 @@ pub struct Server {
     next_client: u32,
     processes: Processes,
     limits: Limits,
+    wakes: Wakes,
+    /// Head of the event ring when watchers of deaths were last told of node failures.
+    ring_head: u64,
     threads: Threads,
     segments: Segments,
     groups: Groups,
@@ -138,6 +145,8 @@ impl Server {
             next_client: 0,
             processes: Processes::new(),
             limits: Limits::default(),
+            wakes: Wakes::default(),
+            ring_head: 0,
             threads,
             segments,
             groups,
@@ -240,6 +249,7 @@ impl Server {
                 out: VecDeque::new(),
                 events: None,
                 watch: None,
+                watches_deaths: false,
                 waiting: false,
                 closing: false,
                 interest: READABLE,
@@ -407,6 +417,7 @@ impl Server {
 
     /// Sends subscribers what happened since; the ring is the truth, whoever rang.
     pub fn pump_events(&mut self, poller: &Poller) {
+        self.look_for_failures(poller);
         let ids: Vec<u32> = self
             .clients
             .iter()
@@ -454,7 +465,10 @@ impl Server {
 
     /// Whether [`work`](Self::work) has something to do.
     pub fn has_work(&self) -> bool {
-        self.segments.has_work() || self.unsent || self.groups.has_changed()
+        self.segments.has_work()
+            || self.unsent
+            || self.groups.has_changed()
+            || self.wakes.has_news()
     }
 
     /// Goes on with long work for a moment.

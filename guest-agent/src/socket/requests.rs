@@ -66,6 +66,9 @@ pub(super) type Answer = Result<Option<(Reply, Vec<OwnedFd>)>, Refusal>;
 impl Server {
     /// Handles the packet of `len` bytes in the buffer.
     pub(super) fn on_packet(&mut self, poller: &Poller, id: u32, len: usize, sender: u32) {
+        if self.take_wake(id, len, sender) {
+            return;
+        }
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
@@ -135,7 +138,7 @@ impl Server {
                 let may = |segment: &Segment| may(peer, want, segment);
                 let (lease, fds) = self.segments.open(&segment, read_only, may)?;
                 self.hold(peer.pid, lease);
-                Ok(Some(segment_reply(fds, false)))
+                Ok(Some(self.segment_reply(lease, fds, false)))
             }
             Request::GrowSegment { segment, size } => {
                 self.check_segment(peer, &segment)?;
@@ -144,7 +147,7 @@ impl Server {
                     return Ok(None);
                 };
                 self.hold(peer.pid, lease);
-                Ok(Some(segment_reply(fds, false)))
+                Ok(Some(self.segment_reply(lease, fds, false)))
             }
             Request::RenameSegment { segment, to } => {
                 self.check_segment(peer, &segment)?;
@@ -203,6 +206,14 @@ impl Server {
                 Ok(Some((Reply::Done, Vec::new())))
             }
             Request::Group(request) => self.group_request(id, peer, request),
+            Request::WatchDeaths => {
+                if let Some(client) = self.clients.get_mut(&id) {
+                    client.watches_deaths = true;
+                }
+                Ok(Some((Reply::Done, Vec::new())))
+            }
+            // Those that `take_wake` takes are all that fit its bound.
+            Request::Wake { .. } => refusal(RefusalCode::Protocol, "a wake-up before Hello"),
         }
     }
 
@@ -321,6 +332,7 @@ impl Server {
         self.threads.end([thread])?;
         process.forget(&thread);
         self.expel_former_members();
+        self.wakes.threads_died();
         Ok(Some((Reply::Done, Vec::new())))
     }
 
@@ -346,7 +358,7 @@ impl Server {
         match (pid, result) {
             (Some(pid), Ok((lease, fds))) => {
                 self.hold(pid, lease);
-                let (reply, fds) = segment_reply(fds, created);
+                let (reply, fds) = self.segment_reply(lease, fds, created);
                 self.reply(poller, id, &reply, fds);
             }
             (Some(_), Err(error)) => {
@@ -358,6 +370,22 @@ impl Server {
             (None, _) => {}
         }
         self.pump_client(poller, id);
+    }
+
+    fn segment_reply(
+        &self,
+        lease: LeaseId,
+        parts: Vec<SectionFd>,
+        created: bool,
+    ) -> (Reply, Vec<OwnedFd>) {
+        let parts = parts.into_iter().map(|part| (part.window, part.fd));
+        let (mappings, fds) = parts.unzip();
+        let reply = Reply::Segment {
+            mappings,
+            created,
+            entry: self.segments.entry_of(lease),
+        };
+        (reply, fds)
     }
 }
 
@@ -372,10 +400,6 @@ fn owns(peer: &Peer, segment: &Segment) -> bool {
     segment.group.is_some() || peer.uid == 0 || peer.uid == segment.uid
 }
 
-fn segment_reply(parts: Vec<SectionFd>, created: bool) -> (Reply, Vec<OwnedFd>) {
-    let parts = parts.into_iter().map(|part| (part.window, part.fd));
-    let (mappings, fds) = parts.unzip();
-    (Reply::Segment { mappings, created }, fds)
 }
 
 #[cfg(test)]

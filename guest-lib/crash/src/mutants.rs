@@ -38,8 +38,8 @@ pub struct Explained {
 /// All explanations.
 pub const EXPLAINED: &[Explained] = &[
     Explained {
-        file: "wait.rs",
-        text: "store32(self.flag, RAISED, Ordering::Relaxed);",
+        file: "wait/parking.rs",
+        text: "or32(self.flag, class::own(), Ordering::Relaxed);",
         changes_nothing: false,
         why: "matters to a second sleeper only, which takes more than the one thread of a case; \
               sleeps are bounded in any case",
@@ -96,8 +96,8 @@ pub const EXPLAINED: &[Explained] = &[
         why: "as the claim itself: without it a unit is computed later",
     },
     Explained {
-        file: "wait.rs",
-        text: "let _ = cas32(self.flag, RAISED, KNOWN",
+        file: "wait/parking.rs",
+        text: "let _ = cas32(self.flag, flag, flag | known",
         changes_nothing: true,
         why: "a flag that is raised and not known to be costs the next sleeper one more barrier",
     },

@@ -286,7 +286,12 @@ impl Probe for Adapter {
         });
     }
 
-    fn sleep(&self, address: usize, seen: u32) {
+    /// Two nodes, to which the actors belong in turn: who wakes must know of both.
+    fn class(&self) -> u32 {
+        MACHINE.with(|machine| machine.current.get().map_or(0, |actor| actor as u32 % 2))
+    }
+
+    fn sleep(&self, address: usize, seen: u32, classes: u32) {
         MACHINE.with(|machine| {
             let engine = machine.engine();
             if matches!(engine, Engine::Native) || machine.is_over() {
@@ -295,27 +300,27 @@ impl Probe for Adapter {
             machine.note(Step::Sleep(address));
             let actor = machine.current.get().unwrap_or(usize::MAX);
             machine.switching(|| match &engine {
-                Engine::Loom(memory) => memory.sleep(actor, address, seen),
-                Engine::Shuttle(memory) => memory.sleep(actor, address, seen),
+                Engine::Loom(memory) => memory.sleep(actor, address, seen, classes),
+                Engine::Shuttle(memory) => memory.sleep(actor, address, seen, classes),
                 Engine::Native => (),
             });
         });
     }
 
-    fn wake(&self, address: usize, count: i32) {
+    fn wake(&self, address: usize, count: i32, classes: u32) -> usize {
         MACHINE.with(|machine| {
             let engine = machine.engine();
             if matches!(engine, Engine::Native) || machine.is_over() {
-                return;
+                return 0;
             }
             machine.count();
             machine.note(Step::Wake(address));
             machine.switching(|| match &engine {
-                Engine::Loom(memory) => memory.wake(address, count),
-                Engine::Shuttle(memory) => memory.wake(address, count),
-                Engine::Native => (),
-            });
-        });
+                Engine::Loom(memory) => memory.wake(address, count, classes),
+                Engine::Shuttle(memory) => memory.wake(address, count, classes),
+                Engine::Native => 0,
+            })
+        })
     }
 }
 

@@ -11,7 +11,7 @@
 //! them. That is a little stronger than `SeqCst`, so it is not used where it is not needed.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -23,7 +23,7 @@ use lupin::probe::Kind;
 
 use crate::history::Time;
 use crate::machine::{self, Death, Engine};
-use crate::on_shuttle::take_sleepers;
+use crate::on_shuttle::{Sleepers, take_sleepers};
 use crate::quiet;
 use crate::scene::{End, Here, Judge, Scene};
 
@@ -87,7 +87,7 @@ pub(crate) struct LoomMemory {
     is_dead: AtomicBool,
     exclusives: Vec<UnsafeCell<()>>,
     inside: RefCell<HashMap<usize, MutPtr<()>>>,
-    sleepers: RefCell<VecDeque<(usize, Thread)>>,
+    sleepers: RefCell<Sleepers<Thread>>,
     running: Cell<usize>,
     main: RefCell<Option<Thread>>,
     bounds: Bounds,
@@ -277,7 +277,7 @@ impl LoomMemory {
 
     /// A futex: whether the word holds `seen` and falling asleep are one step towards the wakers,
     /// between full barriers on both sides.
-    pub(crate) fn sleep(&self, actor: usize, address: usize, seen: u32) {
+    pub(crate) fn sleep(&self, actor: usize, address: usize, seen: u32, classes: u32) {
         let yields = || {
             loom::thread::yield_now();
             fence(Ordering::SeqCst);
@@ -305,18 +305,19 @@ impl LoomMemory {
             return yields();
         }
         let me = loom::thread::current();
-        self.sleepers.borrow_mut().push_back((address, me));
+        self.sleepers.borrow_mut().push_back((address, classes, me));
         loom::thread::park();
         fence(Ordering::SeqCst);
         machine::misses_death(actor);
     }
 
-    pub(crate) fn wake(&self, address: usize, count: i32) {
+    pub(crate) fn wake(&self, address: usize, count: i32, classes: u32) -> usize {
         fence(Ordering::SeqCst);
-        let woken = take_sleepers(&self.sleepers, address, count);
-        for thread in woken {
+        let woken = take_sleepers(&self.sleepers, address, count, classes);
+        for thread in &woken {
             thread.unpark();
         }
+        woken.len()
     }
 
     /// Everybody who asks from here on, and sees this, sees all that the dead one stored.
@@ -324,7 +325,7 @@ impl LoomMemory {
         self.is_dead.store(true, Ordering::Release);
         fence(Ordering::SeqCst);
         machine::announced();
-        for (_, thread) in self.sleepers.take() {
+        for (.., thread) in self.sleepers.take() {
             thread.unpark();
         }
     }

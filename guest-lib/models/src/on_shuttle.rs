@@ -42,7 +42,7 @@ const DEPTH: usize = 3;
 pub(crate) struct ShuttleMemory {
     is_dead: Cell<bool>,
     inside: RefCell<Vec<bool>>,
-    sleepers: RefCell<VecDeque<(usize, Thread)>>,
+    sleepers: RefCell<Sleepers<Thread>>,
     sleep: Sleep,
     races: Arc<Mutex<Races>>,
 }
@@ -117,7 +117,7 @@ impl ShuttleMemory {
         }
     }
 
-    pub(crate) fn sleep(&self, actor: usize, address: usize, seen: u32) {
+    pub(crate) fn sleep(&self, actor: usize, address: usize, seen: u32, classes: u32) {
         switch();
         // A futex, unless it is a word of the sleeper's own stack.
         let is_bounded = self.sleep == Sleep::Bounded
@@ -129,26 +129,28 @@ impl ShuttleMemory {
         if machine::real(address, 4, Kind::Load) == u64::from(seen) {
             let me = shuttle::thread::current();
             let id = me.id();
-            self.sleepers.borrow_mut().push_back((address, me));
+            self.sleepers.borrow_mut().push_back((address, classes, me));
             // May return early, as a futex may.
             shuttle::thread::park();
-            self.sleepers.borrow_mut().retain(|(_, t)| t.id() != id);
+            self.sleepers.borrow_mut().retain(|(.., t)| t.id() != id);
             machine::misses_death(actor);
         }
     }
 
-    pub(crate) fn wake(&self, address: usize, count: i32) {
+    pub(crate) fn wake(&self, address: usize, count: i32, classes: u32) -> usize {
         switch();
-        for thread in take_sleepers(&self.sleepers, address, count) {
+        let woken = take_sleepers(&self.sleepers, address, count, classes);
+        for thread in &woken {
             thread.unpark();
         }
+        woken.len()
     }
 
     pub(crate) fn announce_death(&self) {
         switch();
         self.is_dead.set(true);
         machine::announced();
-        for (_, thread) in self.sleepers.take() {
+        for (.., thread) in self.sleepers.take() {
             thread.unpark();
         }
     }
@@ -168,15 +170,20 @@ impl ShuttleMemory {
     }
 }
 
-/// Takes up to `count` sleepers of one word.
+/// Who sleeps: on which word, as one of which classes of nodes.
+pub(crate) type Sleepers<T> = VecDeque<(usize, u32, T)>;
+
+/// Takes up to `count` sleepers of one word that are of these classes.
 pub(crate) fn take_sleepers<T: Clone>(
-    sleepers: &RefCell<VecDeque<(usize, T)>>,
+    sleepers: &RefCell<Sleepers<T>>,
     address: usize,
     count: i32,
+    classes: u32,
 ) -> Vec<T> {
     let mut taken = Vec::new();
-    sleepers.borrow_mut().retain(|(at, sleeper)| {
-        let is_taken = *at == address && (taken.len() as i64) < i64::from(count);
+    sleepers.borrow_mut().retain(|(at, of, sleeper)| {
+        let is_meant = *at == address && of & classes != 0;
+        let is_taken = is_meant && (taken.len() as i64) < i64::from(count);
         if is_taken {
             taken.push(sleeper.clone());
         }

@@ -352,25 +352,25 @@ const EXPLAINED: &[Explained] = &[
         reason: "a look: whoever goes on loads the head again, which acquires",
     },
     Explained {
-        file: "src/wait.rs",
+        file: "wait/futex.rs",
         function: "wake",
         numbers: &[],
         reason: "the system call that follows is a full barrier",
     },
     Explained {
-        file: "src/wait.rs",
+        file: "wait/parking.rs",
         function: "announce",
         numbers: &[],
         reason: "redundant beside the barrier between the flag and the look",
     },
     Explained {
-        file: "src/wait.rs",
+        file: "wait/parking.rs",
         function: "wake_now",
         numbers: &[],
         reason: "redundant beside the barrier before it and the one in the system call",
     },
     Explained {
-        file: "src/wait.rs",
+        file: "wait/parking.rs",
         function: "barrier_for_both",
         numbers: &[],
         reason: "redundant under the SeqCst store of the flag before it; in products it is \

@@ -174,6 +174,8 @@ pub(crate) fn name_of(request: &Request) -> &'static str {
             GroupRequest::Members { .. } => "the list of members",
             GroupRequest::Watch { .. } => "the watch of a group",
         },
+        Request::WatchDeaths => "the subscription to deaths",
+        Request::Wake { .. } => "a wake-up",
     }
 }
 
@@ -205,7 +207,7 @@ pub(crate) fn exchange(
             detail: format!("a packet of {} bytes does not decode: {e}", packet.len()),
         })?;
         match reply {
-            Reply::Event(_) | Reply::EventsLost { .. } => {}
+            Reply::Event(_) | Reply::EventsLost { .. } | Reply::Deaths => {}
             reply => return Ok((reply, fds)),
         }
     }

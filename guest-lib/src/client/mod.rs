@@ -13,6 +13,7 @@ mod group_watch;
 mod packet;
 mod segment;
 mod thread;
+pub(crate) mod wake;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;

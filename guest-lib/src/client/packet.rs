@@ -43,25 +43,33 @@ impl PacketSocket {
     /// Sends one packet.
     pub(crate) fn send(&self, packet: &[u8], deadline: Instant) -> io::Result<()> {
         loop {
-            // SAFETY: the buffer is valid for its length.
-            let sent = unsafe {
-                libc::send(
-                    self.fd.as_raw_fd(),
-                    packet.as_ptr().cast(),
-                    packet.len(),
-                    libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT,
-                )
-            };
-            if sent >= 0 {
+            let Err(error) = self.try_send(packet) else {
                 return Ok(());
-            }
-            let error = io::Error::last_os_error();
+            };
             match error.kind() {
                 io::ErrorKind::Interrupted => {}
                 io::ErrorKind::WouldBlock => self.wait(libc::POLLOUT, deadline)?,
                 _ => return Err(error),
             }
         }
+    }
+
+    /// Sends one packet if there is room for it now; else the error is `WouldBlock`.
+    pub(crate) fn try_send(&self, packet: &[u8]) -> io::Result<()> {
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        // SAFETY: the buffer is valid for its length.
+        let sent = unsafe {
+            libc::send(
+                self.fd.as_raw_fd(),
+                packet.as_ptr().cast(),
+                packet.len(),
+                flags,
+            )
+        };
+        if sent == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
     }
 
     /// Receives one packet and its descriptors. End of file is `UnexpectedEof`, a deadline that

@@ -8,6 +8,7 @@ use lupin_abi::groups::GroupId;
 use lupin_abi::socket::{Lifetime, RefusalCode, Reply, Request, SegmentInfo, SegmentName};
 
 use super::connection::{name_of, refused_or};
+use super::wake::Registered;
 use super::{ClientError, Membership, Pod};
 use crate::shm::{Access, Mapping};
 use crate::wait::deadline_after;
@@ -21,6 +22,8 @@ pub struct Segment {
     pod: Pod,
     name: SegmentName,
     created: bool,
+    /// Before the memory: what is unmapped is not registered any more.
+    wakeable: Registered,
     memory: Mapping,
 }
 
@@ -53,8 +56,8 @@ impl Segment {
     pub fn grow(&mut self, size: u64) -> Result<(), ClientError> {
         let segment = self.name.clone();
         let request = Request::GrowSegment { segment, size };
-        let (_, memory) = self.pod.ask_for_memory(&request, self.memory.access())?;
-        self.replace(memory)
+        let (_, wakeable, memory) = self.pod.ask_for_memory(&request, self.memory.access())?;
+        self.replace(wakeable, memory)
     }
 
     /// Maps what others have appended meanwhile, as [`grow`](Self::grow) does; false if there is
@@ -67,15 +70,16 @@ impl Segment {
         let found = self.pod.open_now(&self.name, access)?;
         let is_longer = found.len() > self.len();
         if is_longer {
-            self.replace(found.memory)?;
+            self.replace(found.wakeable, found.memory)?;
         }
         Ok(is_longer)
     }
 
-    fn replace(&mut self, mut memory: Mapping) -> Result<(), ClientError> {
+    fn replace(&mut self, wakeable: Registered, mut memory: Mapping) -> Result<(), ClientError> {
         if self.memory.is_guarded() {
             memory.guard()?;
         }
+        self.wakeable = wakeable;
         self.memory = memory;
         Ok(())
     }
@@ -355,11 +359,12 @@ impl Pod {
         request: &Request,
         access: Access,
     ) -> Result<Segment, ClientError> {
-        let (created, memory) = self.ask_for_memory(request, access)?;
+        let (created, wakeable, memory) = self.ask_for_memory(request, access)?;
         Ok(Segment {
             pod: self.clone(),
             name: name.clone(),
             created,
+            wakeable,
             memory,
         })
     }
@@ -369,10 +374,15 @@ impl Pod {
         &self,
         request: &Request,
         access: Access,
-    ) -> Result<(bool, Mapping), ClientError> {
+    ) -> Result<(bool, Registered, Mapping), ClientError> {
         let what = name_of(request);
         let (reply, fds) = self.request(request)?;
-        let Reply::Segment { mappings, created } = reply else {
+        let Reply::Segment {
+            mappings,
+            created,
+            entry,
+        } = reply
+        else {
             return Err(refused_or(what, reply));
         };
         if fds.len() != mappings.len() {
@@ -384,7 +394,9 @@ impl Pod {
         }
         let parts = fds.into_iter().zip(mappings);
         let parts: Vec<_> = parts.map(|(fd, at)| (fd, at.offset, at.size)).collect();
-        Ok((created, Mapping::of_parts(&parts, access)?))
+        let memory = Mapping::of_parts(&parts, access)?;
+        let wakeable = Registered::new(&self.inner.address, self.inner.me, entry, &memory);
+        Ok((created, wakeable, memory))
     }
 }
 

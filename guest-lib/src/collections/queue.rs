@@ -224,8 +224,8 @@ impl<'m> Queue<'m> {
 
     /// Takes the first value out; waits for one at most `timeout`. `None` if none came.
     ///
-    /// A value that was pushed on another node is noticed within
-    /// [`MAX_SLEEP`](crate::wait::MAX_SLEEP), and so is one whose pusher died on the way.
+    /// A value that was pushed on another node ends the wait as one of this node does, and so
+    /// does the death of a pusher on the way.
     ///
     /// # Errors
     /// Those of [`pop`](Self::pop).

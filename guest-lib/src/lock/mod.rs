@@ -17,7 +17,7 @@
 //!   of the *same* dead holder: a log kept under that name is found by any of them.
 //! * Of two that repair at once at most one has the lock.
 //! * Nobody waits for the dead. Every wait asks the judge ([`Liveness`](crate::liveness::Liveness))
-//!   at least every [`MAX_SLEEP`](crate::wait::MAX_SLEEP).
+//!   again when somebody died, as [`wait`](crate::wait) says.
 //!
 //! These hold for judges that keep theirs: a verdict "dead" comes after the last store of the dead.
 //! So a holder that runs has the lock, and the release of a guard that is dropped stores without

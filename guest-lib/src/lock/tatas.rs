@@ -52,8 +52,7 @@ impl<'a> RecoverableLock<'a> {
         Self { words }
     }
 
-    /// Waits for the lock without limit; a dead holder is noticed within
-    /// [`MAX_SLEEP`](crate::wait::MAX_SLEEP) after `judge` knows of the death.
+    /// Waits for the lock without limit; a dead holder is noticed as [`wait`](crate::wait) says.
     ///
     /// # Errors
     /// [`LockError::Deadlock`], [`LockError::NoInstance`].

@@ -61,14 +61,23 @@ pub trait Probe {
     /// Lets others run, because the caller waits for one of them.
     fn pause(&self);
 
-    /// Sleeps until the half word at `address` is woken, unless it no longer holds `seen`. May
-    /// return early.
-    fn sleep(&self, _address: usize, _seen: u32) {
+    /// The class of the node on which the caller runs, below
+    /// [`WAKE_CLASSES`](lupin_abi::id::WAKE_CLASSES).
+    fn class(&self) -> u32 {
+        0
+    }
+
+    /// Sleeps until the half word at `address` is woken for one of `classes` (a bit each), unless
+    /// it no longer holds `seen`. May return early.
+    fn sleep(&self, _address: usize, _seen: u32, _classes: u32) {
         self.pause();
     }
 
-    /// Wakes up to `count` sleepers of the half word at `address`.
-    fn wake(&self, _address: usize, _count: i32) {}
+    /// Wakes up to `count` sleepers of the half word at `address` that sleep as one of `classes`;
+    /// how many.
+    fn wake(&self, _address: usize, _count: i32, _classes: u32) -> usize {
+        0
+    }
 }
 
 thread_local! {

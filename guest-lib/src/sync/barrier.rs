@@ -67,7 +67,7 @@ use crate::liveness::Liveness;
 use crate::mem::{cas64, load64};
 use crate::pod_safe::{PodSafe, PodShared};
 use crate::shm::{Mapping, ShmError};
-use crate::wait::wake;
+use crate::wait::Bell;
 
 mod seat;
 mod state;
@@ -140,7 +140,8 @@ pub struct BarrierHeader {
     state: AtomicU64,
     /// Futex word of sleepers; its value means nothing.
     wake: AtomicU32,
-    _padding: AtomicU32,
+    /// Of which nodes somebody may sleep. A hint.
+    sleepers: AtomicU32,
     _reserved: [AtomicU64; 6],
 }
 
@@ -166,6 +167,15 @@ pub struct SeatWords {
 pub struct BarrierWords<const SEATS: usize> {
     header: BarrierHeader,
     seats: [SeatWords; SEATS],
+}
+
+impl BarrierHeader {
+    fn bell(&self) -> Bell<'_> {
+        Bell {
+            classes: &self.sleepers,
+            word: &self.wake,
+        }
+    }
 }
 
 // SAFETY: `repr(C)` of atomics without padding.
@@ -459,7 +469,7 @@ impl<'a> Barrier<'a> {
         let next = state.passed();
         let passed = self.change(state, next);
         if passed {
-            wake(&self.header.wake, i32::MAX);
+            self.header.bell().ring();
         }
         passed
     }
@@ -493,7 +503,7 @@ impl<'a> Barrier<'a> {
             let _ = cas64(&seat.reported, reported, member, Ordering::SeqCst);
         }
         if self.change(state, state.broken()) {
-            wake(&self.header.wake, i32::MAX);
+            self.header.bell().ring();
         }
     }
 

@@ -64,10 +64,11 @@ use crate::liveness::Liveness;
 use crate::lock::{Acquired, LockError, LockGuard};
 use crate::mem::load32;
 use crate::pod_safe::{PodSafe, PodShared};
-use crate::wait::{Pacer, deadline_after, wake};
+use crate::wait::{BACKSTOP, Bell, Pacer, deadline_after};
 
 /// The longest time for which a waiter relies on being notified: by then it looks at the data
-/// itself. That is how long the death of a notifier can delay it.
+/// itself. That is how long the death of a notifier can delay it. A waiter that is told of deaths
+/// (see [`wait`](crate::wait)) looks then, and else after [`BACKSTOP`].
 pub const RECHECK: Duration = Duration::from_millis(50);
 
 /// A condition variable in pod memory. All zero bytes at first; there is no other state.
@@ -76,7 +77,8 @@ pub const RECHECK: Duration = Duration::from_millis(50);
 pub struct CondvarWords {
     /// Futex word of sleepers, changed by each notification.
     wake: AtomicU32,
-    _padding: AtomicU32,
+    /// Of which nodes somebody may sleep. A hint.
+    sleepers: AtomicU32,
     _reserved: [AtomicU64; 7],
 }
 
@@ -160,12 +162,19 @@ impl<'a> Condvar<'a> {
     ///
     /// With or without the lock held; the change that it tells of was made under the lock.
     pub fn notify_one(&self) {
-        wake(&self.words.wake, 1);
+        self.bell().ring_one();
     }
 
     /// Wakes all waiters. As [`notify_one`](Self::notify_one).
     pub fn notify_all(&self) {
-        wake(&self.words.wake, i32::MAX);
+        self.bell().ring();
+    }
+
+    fn bell(&self) -> Bell<'a> {
+        Bell {
+            classes: &self.words.sleepers,
+            word: &self.words.wake,
+        }
     }
 
     fn sleep<'l, J: Liveness>(
@@ -181,14 +190,21 @@ impl<'a> Condvar<'a> {
         // does, and the sleep asks for this very value.
         let seen = load32(word, Ordering::Relaxed);
         guard.unlock()?;
-        let recheck = deadline_after(RECHECK);
+        let recheck = deadline_after(match crate::client::wake::reaches(word) {
+            true => BACKSTOP,
+            false => RECHECK,
+        });
         let mut pacer = Pacer::new(Some(deadline.map_or(recheck, |end| end.min(recheck))));
         // Relaxed: the lock orders what the notifier did before what the caller does next.
         let notified = loop {
             if load32(word, Ordering::Relaxed) != seen {
                 break true;
             }
-            if !pacer.spin() && pacer.sleep_on(word, seen).is_err() {
+            if pacer.spin() {
+                continue;
+            }
+            self.bell().announce();
+            if pacer.sleep_on(word, seen).is_err() {
                 break false;
             }
         };

@@ -8,9 +8,9 @@
 //! | [`condvar`] | another to change what a lock protects | costs a bounded sleep |
 //!
 //! All of them begin as zero bytes, so that they need no creation: whoever maps a new segment
-//! uses them. None of them ever waits for the dead: each wait looks at least every
-//! [`MAX_SLEEP`](crate::wait::MAX_SLEEP), and asks the judge. A wake-up by futex reaches the
-//! sleepers of the same node at once; those of other nodes see what happened at their next look.
+//! uses them. None of them ever waits for the dead: each wait asks the judge again when somebody
+//! died. Sleepers are woken at once, on all nodes; [`wait`](crate::wait) says how, and what bounds
+//! a sleep if the way between two nodes is cut.
 //!
 //! Their views are made of the words in pod memory, which may be a field of a struct of the
 //! program, or of a place in a mapping. The judge of a call decides about the instances of that
@@ -21,13 +21,13 @@ pub mod condvar;
 pub mod once;
 pub mod semaphore;
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::Ordering;
 use std::time::Instant;
 
 use lupin_abi::InstanceId;
 
 use crate::mem::load32;
-use crate::wait::{Pacer, Parking};
+use crate::wait::{Bell, Pacer, Parking};
 
 /// Whether `me` can own anything: a life of somebody.
 fn is_instance(me: InstanceId) -> bool {
@@ -36,8 +36,8 @@ fn is_instance(me: InstanceId) -> bool {
 
 /// Where the waiters of a structure sleep.
 enum Sleepers<'a> {
-    /// Whoever ends a wait always wakes: all of them, and seldom.
-    Word(&'a AtomicU32),
+    /// Whoever ends a wait does so seldom, and for all of them.
+    Bell(Bell<'a>),
     /// Whoever ends a wait wakes if somebody sleeps.
     Announced(Parking<'a>),
 }
@@ -63,7 +63,11 @@ fn wait_until<T, E>(
         }
         let (word, seen) = match sleepers {
             // SeqCst, as the change of the word by those who wake: the look is not made before.
-            Sleepers::Word(word) => (*word, load32(word, Ordering::SeqCst)),
+            Sleepers::Bell(bell) => {
+                let seen = load32(bell.word, Ordering::SeqCst);
+                bell.announce();
+                (bell.word, seen)
+            }
             Sleepers::Announced(parking) => (parking.word, parking.announce()),
         };
         if let Some(found) = look(true)? {

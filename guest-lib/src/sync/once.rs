@@ -48,7 +48,7 @@ use crate::liveness::Liveness;
 use crate::mem::{cas64, fill64, load64};
 use crate::pod_safe::{PodSafe, PodShared};
 use crate::shm::{Mapping, ShmError};
-use crate::wait::{deadline_after, wake};
+use crate::wait::{Bell, deadline_after};
 
 /// The state of a published value. No instance: its id is 0.
 const READY: u64 = 1;
@@ -86,7 +86,8 @@ pub struct OnceHeader {
     state: AtomicU64,
     /// Futex word of sleepers; its value means nothing.
     wake: AtomicU32,
-    _reserved: AtomicU32,
+    /// Of which nodes somebody may sleep. A hint.
+    sleepers: AtomicU32,
 }
 
 /// A once-cell with a value of `WORDS` words in pod memory. All zero bytes: empty.
@@ -95,6 +96,15 @@ pub struct OnceHeader {
 pub struct OnceWords<const WORDS: usize> {
     header: OnceHeader,
     value: [AtomicU64; WORDS],
+}
+
+impl OnceHeader {
+    fn bell(&self) -> Bell<'_> {
+        Bell {
+            classes: &self.sleepers,
+            word: &self.wake,
+        }
+    }
 }
 
 // SAFETY: `repr(C)` of atomics without padding.
@@ -194,7 +204,7 @@ impl<'a> OnceCell<'a> {
         let cleared =
             is_instance(me) && cas64(&self.header.state, me.word(), 0, Ordering::AcqRel).is_ok();
         if cleared {
-            wake(&self.header.wake, i32::MAX);
+            self.header.bell().ring();
         }
         cleared
     }
@@ -224,7 +234,7 @@ impl<'a> OnceCell<'a> {
         let found = match self.look(me, judge)? {
             None if timeout.is_some_and(|timeout| timeout.is_zero()) => None,
             None => wait_until(
-                &Sleepers::Word(&self.header.wake),
+                &Sleepers::Bell(self.header.bell()),
                 timeout.map(deadline_after),
                 |_| self.look(me, judge),
             )?,
@@ -309,7 +319,7 @@ impl Drop for Computation<'_> {
         let header = self.cell.header;
         // Release: the next computation comes after what this one stored.
         let _ = cas64(&header.state, self.me.word(), 0, Ordering::AcqRel);
-        wake(&header.wake, i32::MAX);
+        header.bell().ring();
     }
 }
 

@@ -237,7 +237,13 @@ impl Inner {
                     Some(mapping) => {
                         let (mappings, created) = (vec![*mapping], false);
                         let fds = vec![self.open(read_only)];
-                        (Reply::Segment { mappings, created }, fds)
+                        let entry = 0;
+                        let reply = Reply::Segment {
+                            mappings,
+                            created,
+                            entry,
+                        };
+                        (reply, fds)
                     }
                     None => refuse(RefusalCode::NotFound, "no such segment"),
                 }
@@ -266,6 +272,10 @@ impl Inner {
             }
             Request::Subscribe { .. } => (Reply::Done, vec![]),
             Request::Group(_) => refuse(RefusalCode::Failed, "this agent knows no groups"),
+            // An agent without a way to others: waiters sleep for bounded times.
+            Request::WatchDeaths | Request::Wake { .. } => {
+                refuse(RefusalCode::Failed, "there is no manager")
+            }
         }
     }
 
@@ -334,7 +344,13 @@ impl Inner {
         let mapping = WireMapping { offset, size };
         state.segments.insert(name, mapping);
         let (mappings, created) = (vec![mapping], true);
-        (Reply::Segment { mappings, created }, vec![self.open(false)])
+        let entry = 0;
+        let reply = Reply::Segment {
+            mappings,
+            created,
+            entry,
+        };
+        (reply, vec![self.open(false)])
     }
 
     fn open(&self, read_only: bool) -> OwnedFd {

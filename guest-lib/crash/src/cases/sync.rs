@@ -239,6 +239,8 @@ fn prepare_once(memory: &Mapping, state: &str) {
     let compute = || author(memory, PREDECESSOR, &World::without_deaths());
     match state {
         "empty" => {}
+        // In the high half of the word of the wake-ups: of which nodes somebody may sleep.
+        "empty, and somebody sleeps" => store(memory, ONCE + 8, 1 << 32),
         "dead before it had published" => super::die_before_end(memory, 3, compute),
         "published" => drop(compute()),
         other => panic!("no such state: {other}"),
@@ -269,7 +271,12 @@ impl Case for Init {
     }
 
     fn states(&self) -> &'static [&'static str] {
-        &["empty", "dead before it had published", "published"]
+        &[
+            "empty",
+            "empty, and somebody sleeps",
+            "dead before it had published",
+            "published",
+        ]
     }
 
     fn bytes(&self) -> u64 {
@@ -292,6 +299,10 @@ impl Case for Init {
         if world.dead.is_empty() && state == "empty" {
             // Who waits sleeps on the word behind the state.
             equal("the wake-ups", load(memory, ONCE + 8), 1)?;
+        }
+        if world.dead.is_empty() && state == "empty, and somebody sleeps" {
+            // Once before the set of sleepers is emptied, and once after it.
+            equal("the wake-ups", load(memory, ONCE + 8), 2)?;
         }
         check_once(memory, state, world)
     }

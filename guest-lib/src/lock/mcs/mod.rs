@@ -61,8 +61,9 @@ mod nodes;
 pub use nodes::{McsNodeWords, McsNodes, McsWaiter};
 use nodes::{NoPlace, Place, Seen};
 
-/// Sleeps, some milliseconds in all, before a waiter looks whether it waits for itself.
-const SLEEPS_BEFORE_WALK: u32 = 6;
+/// Sleeps, more than a millisecond in all, before a waiter looks whether it waits for itself. All
+/// of them are short ones.
+const SLEEPS_BEFORE_WALK: u32 = 5;
 
 /// The words of an MCS lock. All zero is a free lock.
 #[repr(C, align(64))]
@@ -110,8 +111,8 @@ impl<'m> McsLock<'m> {
         Ok(Self { nodes, words, at })
     }
 
-    /// Waits for the lock without limit; the dead in front are noticed within
-    /// [`MAX_SLEEP`](crate::wait::MAX_SLEEP) after `judge` knows of them.
+    /// Waits for the lock without limit; the dead in front are noticed as [`wait`](crate::wait)
+    /// says.
     ///
     /// # Errors
     /// [`LockError::Deadlock`] if the caller's instance is in the queue already,

@@ -10,7 +10,7 @@ use super::{Barrier, BarrierError, SeatWords, Seen};
 use crate::liveness::Liveness;
 use crate::mem::{load64, store64};
 use crate::sync::{Sleepers, wait_until};
-use crate::wait::{deadline_after, wake};
+use crate::wait::deadline_after;
 
 /// What a member learns at the end of a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl<'a> Seat<'a> {
         // Only the member of the seat stores here while it lives. SeqCst, and before the wake:
         // whoever is woken finds that this seat does not count.
         store64(&self.words.reported, self.member.word(), Ordering::SeqCst);
-        wake(&self.barrier.header.wake, i32::MAX);
+        self.barrier.header.bell().ring();
         Ok(())
     }
 
@@ -114,7 +114,7 @@ impl<'a> Seat<'a> {
         let found = match timeout {
             Some(timeout) if timeout.is_zero() => None,
             _ => wait_until(
-                &Sleepers::Word(&barrier.header.wake),
+                &Sleepers::Bell(barrier.header.bell()),
                 timeout.map(deadline_after),
                 |before_sleep| self.step(judge, before_sleep),
             )?,

@@ -1,0 +1,79 @@
+use super::*;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+fn wake(at: u64) -> Wake {
+    Wake {
+        at,
+        classes: 1,
+        all: true,
+    }
+}
+
+#[test]
+fn what_waits_for_the_manager_is_bounded_and_told_once() {
+    let mut wakes = Wakes::default();
+    (0..1000).for_each(|at| wakes.push(wake(at * 4)));
+    wakes.threads_died();
+    wakes.threads_died();
+    let told: Vec<ToManager> = wakes.take().collect();
+    assert_eq!(told.len(), WAITING + 1);
+    assert_eq!(told[0], ToManager::Deaths);
+    assert_eq!(told[1], ToManager::Wake(wake(0)));
+    assert_eq!(wakes.take().count(), 0);
+}
+
+#[test]
+fn a_hostile_process_runs_out_of_wake_ups() {
+    let (mut wakes, now) = (Wakes::default(), Instant::now());
+    let granted = (0..100_000).filter(|_| wakes.may(now)).count();
+    assert_eq!(granted, BURST as usize);
+    assert!(wakes.may(now + Duration::from_millis(1)));
+}
+
+#[test]
+fn a_word_is_woken_for_the_own_class_only() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(4096).unwrap();
+    let mapping = Mapping::new(&file, 0, 4096, true).unwrap();
+    let awake = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // The high half of a word, so that the half must be chosen right.
+            let half = mapping.words()[3]
+                .as_ptr()
+                .cast::<AtomicU32>()
+                .wrapping_add(1);
+            let sleep = || {
+                // SAFETY: the word is mapped for the whole call, and the kernel only reads it.
+                unsafe {
+                    libc::syscall(
+                        libc::SYS_futex,
+                        half,
+                        libc::FUTEX_WAIT_BITSET,
+                        0,
+                        std::ptr::null::<libc::timespec>(),
+                        std::ptr::null::<u32>(),
+                        1u32 << 2,
+                    )
+                }
+            };
+            while sleep() != 0 {}
+            awake.store(1, Ordering::SeqCst);
+        });
+        for _ in 0..20 {
+            wake_word(&mapping, 28, 1, true);
+            wake_word(&mapping, 24, 2, true);
+            wake_word(&mapping, 4096, 2, true);
+            wake_word(&mapping, u64::MAX - 3, 2, true);
+            std::thread::sleep(Duration::from_millis(1));
+            assert_eq!(awake.load(Ordering::SeqCst), 0);
+        }
+        let begin = Instant::now();
+        while awake.load(Ordering::SeqCst) == 0 {
+            assert!(begin.elapsed() < Duration::from_secs(60), "nobody woke");
+            wake_word(&mapping, 28, 2, false);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+}
