@@ -57,7 +57,7 @@ enum Command {
     /// Check the library's algorithms with loom and shuttle
     Models(ProverArgs),
     /// Measure the library against its peers (locks, alloc, structures), or how fast a pod
-    /// notices failures (detect, hang, failover, false-kills, scale)
+    /// notices failures and wakes sleepers (detect, hang, failover, false-kills, scale, wakeup)
     Bench(ProverArgs),
     /// Fence nodes that store as fast as they can, and look for stores that come later
     Fence(ProverArgs),

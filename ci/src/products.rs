@@ -16,7 +16,8 @@ const PRODUCTS: [(&str, &str); 4] = [
 ];
 
 /// Programs that only tests use.
-const TEST_PROGRAMS: [(&str, &str); 1] = [("xtask", "lupin-poke")];
+const TEST_PROGRAMS: [(&str, &str); 2] =
+    [("xtask", "lupin-poke"), ("lupin-measure", "lupin-measure")];
 
 /// The library's examples, which tests run on pods.
 const EXAMPLES: (&str, [&str; 6]) = (
@@ -85,7 +86,8 @@ pub(crate) fn guest_image(cache: &Cache, directory: &Path) -> GuestImage {
     for name in built(directory) {
         let program = directory.join(name);
         match name {
-            "lupin-vmm" | "lupin-fabricd" => {}
+            // The last runs in namespace nodes only.
+            "lupin-vmm" | "lupin-fabricd" | "lupin-measure" => {}
             "lupin-guest-agent" => image = image.agent(&program),
             application => image = image.program(&program, &format!("/usr/bin/{application}")),
         }

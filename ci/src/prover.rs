@@ -46,7 +46,14 @@ impl Prover {
 }
 
 /// Suites of `bench` that measure the pod and not the library.
-const POD_SUITES: [&str; 5] = ["detect", "hang", "failover", "false-kills", "scale"];
+const POD_SUITES: [&str; 6] = [
+    "detect",
+    "hang",
+    "failover",
+    "false-kills",
+    "scale",
+    "wakeup",
+];
 
 /// Arguments for the program; `--help` among them is answered by it.
 #[derive(Debug, clap::Args)]

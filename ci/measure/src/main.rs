@@ -1,5 +1,5 @@
 //! Measures how fast a pod of namespace nodes notices failures: `cargo xtask bench detect`,
-//! `hang`, `failover`, `false-kills` and `scale`.
+//! `hang`, `failover`, `false-kills`, `scale` and `wakeup`.
 //!
 //! Everything is the product: the manager, the agents, and an application in one node that is
 //! told by the library. Times are of one clock, which all namespaces of a host share. What is
@@ -8,6 +8,7 @@
 
 mod rig;
 mod simulated;
+mod sleeper;
 mod suites;
 mod watcher;
 
@@ -41,6 +42,11 @@ enum Suite {
     FalseKills(suites::FalseKills),
     /// A thousand nodes that have no process, looked at and judged by a real manager
     Scale(suites::Scale),
+    /// From the release of a lock in one node to a sleeper in another
+    Wakeup(suites::Wakeup),
+    /// The application that holds a lock or waits for it. Started by the others inside a node
+    #[command(hide = true)]
+    Sleeper(sleeper::Sleeper),
     /// The application that learns of failures. Started by the others inside a node
     #[command(hide = true)]
     Watch {
@@ -96,6 +102,16 @@ fn main() -> ExitCode {
                 }
             };
         }
+        Suite::Sleeper(sleeper) => {
+            return match sleeper.run() {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("sleeper: {error}");
+                    ExitCode::FAILURE
+                }
+            };
+        }
+        Suite::Wakeup(args) => (args.run(), args.common.json.clone()),
         Suite::Detect(args) => (
             suites::detect(&args.common.binaries(), args.rounds),
             args.common.json,

@@ -400,8 +400,6 @@ fn owns(peer: &Peer, segment: &Segment) -> bool {
     segment.group.is_some() || peer.uid == 0 || peer.uid == segment.uid
 }
 
-}
-
 #[cfg(test)]
 #[path = "requests_test.rs"]
 mod requests_test;

@@ -38,8 +38,7 @@ impl Server {
         let held = self.processes.get(&peer.pid).map(|p| &p.segments);
         let at = self.segments.place_of(segment, offset, |lease, segment| {
             held.is_some_and(|held| held.contains(&lease))
-                || (segment.group.is_none()
-                    && peer.may(6, segment.uid, segment.gid, segment.mode))
+                || (segment.group.is_none() && peer.may(6, segment.uid, segment.gid, segment.mode))
         });
         match at {
             Some(at) => self.wakes.push(Wake { at, classes, all }),

@@ -5,6 +5,7 @@ mod failover;
 mod false_kills;
 mod hang;
 mod scale;
+mod wakeup;
 
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ pub use false_kills::FalseKills;
 pub use hang::hang;
 use lupin_report::{Bar, Row};
 pub use scale::Scale;
+pub use wakeup::Wakeup;
 
 /// Nodes that fail in turn: one that fails often is restarted ever later. Node 1 watches.
 const VICTIMS: std::ops::RangeInclusive<u32> = 2..=11;
