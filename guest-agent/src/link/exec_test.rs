@@ -43,3 +43,37 @@ fn unknown_channels_are_no_error_and_used_ones_are() {
     let status = nix::sys::wait::waitpid(pids[0], None).unwrap();
     assert_eq!(status, WaitStatus::Signaled(pids[0], Signal::SIGHUP, false));
 }
+
+#[test]
+fn a_deadline_that_was_served_is_over() {
+    // Else the agent would never sleep while a killed command is not reaped yet, or while a
+    // process that an ended command left behind holds its pipes.
+    let poller = Poller::new().unwrap();
+    let mut out = Outbox::default();
+    let (mut lingering, mut doomed) = (Commands::default(), Commands::default());
+    for commands in [&mut lingering, &mut doomed] {
+        let argv = ["/bin/sleep".to_owned(), "60".to_owned()];
+        let started = commands.exec(&poller, &mut out, 1, &argv, vec![], None);
+        assert_eq!(started, Ok(()));
+    }
+    let pid = lingering.pids()[0];
+    lingering.reaped(&mut out, WaitStatus::Exited(pid, 0));
+    doomed.hang_up(Instant::now());
+    let unreaped = doomed.pids()[0];
+    for commands in [&mut lingering, &mut doomed] {
+        for _ in 0..10 {
+            let Some(due) = commands.next_deadline() else {
+                break;
+            };
+            commands.tick(&mut out, due);
+            let next = commands.next_deadline();
+            assert!(next.is_none_or(|next| next >= due + LINGER), "{next:?}");
+        }
+    }
+    // It was killed, and nobody has reaped it.
+    assert_eq!(doomed.pids(), [unreaped]);
+    killpg(pid, Signal::SIGKILL).unwrap();
+    for pid in [pid, unreaped] {
+        nix::sys::wait::waitpid(pid, None).unwrap();
+    }
+}
