@@ -87,6 +87,19 @@ wire_enum! {
         /// A fence was not confirmed: the generation stays, the node stays `Failing`, and it is
         /// tried again. Evidence: `[attempts so far, ms to the next one]`.
         FenceFailed = 18 => "fence-failed",
+        /// A node shall be left alone, and then end: its groups may move off it.
+        /// Evidence: `[ms to move off, ms that it has to end then]`.
+        NodeDraining = 19 => "node-draining",
+        /// No member of a group is left on it, or the time to move off is up. It is ended now.
+        /// Evidence: `[members left, ns that it took]`; the number is `u64::MAX` if its agent did
+        /// not say.
+        NodeDrained = 20 => "node-drained",
+        /// It was to be left alone, and need not be any more.
+        DrainCancelled = 21 => "drain-cancelled",
+        /// A node came to the running pod.
+        NodeAdded = 22 => "node-added",
+        /// A node left the pod for good. Its generation stays, for a later node of that id.
+        NodeRemoved = 23 => "node-removed",
     }
 }
 

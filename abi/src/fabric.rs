@@ -37,6 +37,8 @@ wire_enum! {
         Paused = 6 => "paused",
         /// It was asked to end itself.
         Stopping = 7 => "stopping",
+        /// It uses pod memory, and is to be left alone: it will be stopped.
+        Draining = 8 => "draining",
     }
 }
 
@@ -56,7 +58,12 @@ impl NodeState {
     /// Whether a process of the node's current generation may exist and store to pod memory.
     pub const fn may_store(self) -> bool {
         match self {
-            Self::Starting | Self::Joined | Self::Failing | Self::Paused | Self::Stopping => true,
+            Self::Starting
+            | Self::Joined
+            | Self::Failing
+            | Self::Paused
+            | Self::Stopping
+            | Self::Draining => true,
             Self::Absent | Self::Restarting | Self::Down => false,
         }
     }

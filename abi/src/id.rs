@@ -5,7 +5,10 @@ use core::fmt;
 /// The number of a node, fixed for as long as the node belongs to the pod, across reboots.
 ///
 /// Valid ids are `1..=`[`MAX_NODES`]; 0 means "no node", so that an all-zero word owns nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(try_from = "u32", into = "u32")]
 pub struct NodeId(u32);
 
 /// The largest node id, and the number of entries of the generation table.
@@ -38,6 +41,30 @@ impl NodeId {
     /// one class are woken together, for nothing at worst.
     pub const fn wake_class(self) -> u32 {
         (self.0 - 1) % WAKE_CLASSES
+    }
+}
+
+/// The number names no node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadNodeId(pub u32);
+
+impl fmt::Display for BadNodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is no node id: they are 1 to {MAX_NODES}", self.0)
+    }
+}
+
+impl TryFrom<u32> for NodeId {
+    type Error = BadNodeId;
+
+    fn try_from(id: u32) -> Result<Self, BadNodeId> {
+        Self::new(id).ok_or(BadNodeId(id))
+    }
+}
+
+impl From<NodeId> for u32 {
+    fn from(id: NodeId) -> Self {
+        id.get()
     }
 }
 

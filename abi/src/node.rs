@@ -50,7 +50,10 @@ struct AgentLine {
     boot_id: [AtomicU64; 2],
     pid: AtomicU32,
     starts: AtomicU32,
-    _pad: [AtomicU64; 4],
+    /// Which drain `members_left` is about: the time of the state `Draining`.
+    drain: AtomicU64,
+    members_left: AtomicU64,
+    _pad: [AtomicU64; 2],
 }
 
 const _: () = {
@@ -110,6 +113,27 @@ impl NodeSection {
         )
     }
 
+    /// Says how many members of groups live on this node, which drains since `since_ns`, the time
+    /// of that state in the generation table. For the agent, which admits none from its first
+    /// report on.
+    pub fn report_members_left(&self, since_ns: u64, members: u32) {
+        self.agent
+            .members_left
+            .store(members.into(), Ordering::Relaxed);
+        // Release: whoever reads the name of this drain reads no number of an earlier one.
+        self.agent.drain.store(since_ns, Ordering::Release);
+    }
+
+    /// How many members of groups live on this node, as its agent says; `None` if it has not
+    /// noticed yet that the node drains since `since_ns`. For the manager.
+    pub fn members_left(&self, since_ns: u64) -> Option<u32> {
+        // Acquire: pairs with the Release store in `report_members_left`.
+        let is_this = self.agent.drain.load(Ordering::Acquire) == since_ns;
+        let members = self.agent.members_left.load(Ordering::Relaxed);
+        // A guest may write any number.
+        is_this.then(|| u32::try_from(members).unwrap_or(u32::MAX))
+    }
+
     /// The kernel's boot id.
     pub fn boot_id(&self) -> u128 {
         let low = self.agent.boot_id[0].load(Ordering::Relaxed);
@@ -144,6 +168,8 @@ impl NodeSection {
         self.agent.generation.store(0, Ordering::Relaxed);
         self.agent.starts.store(0, Ordering::Relaxed);
         self.agent.pid.store(0, Ordering::Relaxed);
+        self.agent.drain.store(0, Ordering::Relaxed);
+        self.agent.members_left.store(0, Ordering::Relaxed);
         self.beat.counter.store(0, Ordering::Release);
     }
 }
@@ -169,7 +195,13 @@ mod tests {
         s.beat();
         s.beat();
         assert_eq!(s.beats(), 2);
+        assert_eq!(s.members_left(77), None);
+        s.report_members_left(77, 2);
+        assert_eq!((s.members_left(77), s.members_left(78)), (Some(2), None));
+        s.report_members_left(77, 0);
+        assert_eq!(s.members_left(77), Some(0));
         s.reset();
+        assert_eq!(s.members_left(77), None);
         assert_eq!(s.agent(), (AgentState::Absent, 0));
         assert_eq!(s.beats(), 0);
     }

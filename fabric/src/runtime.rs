@@ -6,7 +6,8 @@
 //!   fabricd.sock                  control interface; mode 0660
 //!   api.sock                      HTTP; mode 0660
 //!   fabricd.log
-//!   pod.toml                      the pod file as it is used
+//!   pod.toml                      the pod file as it was when the pod came up
+//!   pod.json                      the pod as it runs
 //!   manager.json                  which boot of the host, which pod memory: is this a take-over?
 //!   nodes/<name>/                 mode 0700
 //!     node.json                   the process that runs the node
@@ -21,11 +22,14 @@
 //! A pid and a start time name a process of one boot only. What a manager of an earlier boot left is
 //! never believed, and removed by the next manager, where the folder outlives boots.
 
+mod kept;
+
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+pub use kept::{KeptPod, PodFolder};
 use lupin_abi::Generation;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -108,6 +112,8 @@ pub enum Then {
     Restart,
     /// The node stays down.
     Down,
+    /// The node is removed from the pod.
+    Removed,
 }
 
 impl Then {
@@ -116,6 +122,7 @@ impl Then {
         match self {
             Self::Restart => 1,
             Self::Down => 2,
+            Self::Removed => 3,
         }
     }
 }
@@ -134,6 +141,10 @@ pub struct Intent {
     pub until_ns: u64,
     /// How long the node may take to end, in milliseconds.
     pub grace_ms: u64,
+    /// Until when the node drains before it is asked to end, in nanoseconds of the monotonic
+    /// clock; absent if it does not drain first.
+    #[serde(default)]
+    pub drain_until_ns: Option<u64>,
 }
 
 /// What a manager leaves to the next one, besides pod memory.
@@ -268,9 +279,7 @@ impl RuntimeFolder {
     /// # Errors
     /// Of the file system.
     pub fn node(&self, name: &str) -> Result<NodeFolder, RuntimeError> {
-        let path = self.path.join("nodes").join(name);
-        make_folder(&path, None)?;
-        Ok(NodeFolder { path })
+        self.records().node(name)
     }
 
     /// Removes what would make a successor believe that the pod runs. The logs stay.
@@ -378,6 +387,20 @@ impl NodeFolder {
     /// Of the file system.
     pub fn write_intent(&self, intent: &Intent) -> Result<(), RuntimeError> {
         write_json(&self.path.join("intent.json"), intent)
+    }
+
+    /// Forgets what an operator wanted.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn remove_intent(&self) -> Result<(), RuntimeError> {
+        let path = self.path.join("intent.json");
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(failed(&path, "remove the record")(e))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The last lines that the node wrote to its console; empty if it wrote none.

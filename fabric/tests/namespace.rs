@@ -244,6 +244,10 @@ fn a_pod_file_that_lost_a_running_node_and_a_runtime_folder_that_was_changed_are
         }
     };
     let without = whole.replace("[[node]]\nid = 2\n", "");
+    // Without its record of the pod as it runs, it has the pod file only.
+    let record = pod.runtime().join("pod.json");
+    let kept = std::fs::read(&record).unwrap();
+    std::fs::remove_file(&record).unwrap();
     refused(&pod, &without, 2, &["n2", &pids[1].to_string()]);
     std::fs::write(pod.folder.path().join("k"), "").unwrap();
     let other = "[[node]]\nid = 2\nbackend=\"kvm\"\nkernel = \"k\"\ninitramfs = \"k\"\n";
@@ -258,6 +262,9 @@ fn a_pod_file_that_lost_a_running_node_and_a_runtime_folder_that_was_changed_are
     refused(&pod, &whole, 4, &["--runtime-dir", "can write"]);
     std::fs::remove_dir_all(&run).unwrap();
     std::fs::rename(&hidden, &run).unwrap();
+    // With it, nodes run on as they are, whatever the file says meanwhile.
+    std::fs::write(&record, kept).unwrap();
+    std::fs::write(&pod.file, without).unwrap();
     pod.start();
     let after = pod.wait_joined(&[1, 1]);
     let still: Vec<_> = after.nodes.iter().map(|node| node.pid.unwrap()).collect();

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use lupin_abi::event::{Cause, EVIDENCE_WORDS, EventKind};
-use lupin_abi::fabric::{FabricSection, NodeState, RING_SLOTS};
+use lupin_abi::fabric::{FabricSection, RING_SLOTS};
 use lupin_abi::layout::FABRIC_SIZE;
 use lupin_abi::port::{ExecStatus, INITIAL_CREDIT};
 use lupin_abi::{Event, NodeId};
@@ -26,36 +26,7 @@ struct FakeManager {
 
 impl PodControl for FakeManager {
     fn status(&self) -> PodStatus {
-        PodStatus {
-            pod: "demo".into(),
-            pod_id: "07".into(),
-            phase: PodPhase::Running,
-            manager_pid: 1,
-            epoch: 1,
-            backup_pid: None,
-            pod_file: "/demo.toml".into(),
-            memory: "/demo.pod".into(),
-            memory_bytes: 0,
-            join_timeout_ms: 1000,
-            newest_event: 0,
-            nodes: vec![NodeStatus {
-                id: 3,
-                name: "n3".into(),
-                backend: "namespace".into(),
-                state: NodeState::Joined,
-                generation: 1,
-                cause: Cause::None,
-                restarts: 0,
-                in_state_ns: 0,
-                joined_in_ns: Some(1),
-                pid: Some(std::process::id()),
-                folder: "/".into(),
-                detail: None,
-                heartbeat: None,
-                false_alarms: 0,
-                usage: None,
-            }],
-        }
+        sample::pod(vec![sample::node(3, "n3")])
     }
 
     fn fabric(&self) -> &FabricSection {
@@ -81,6 +52,20 @@ impl PodControl for FakeManager {
         let mut calls = self.calls.lock().unwrap();
         calls.push(format!("upgrade {program:?}"));
         Ok(())
+    }
+
+    fn add(&self, node: &str) -> Result<NodeId, ControlError> {
+        self.calls.lock().unwrap().push(format!("add {node}"));
+        Ok(NodeId::new(2).unwrap())
+    }
+
+    fn reload(&self, dry_run: bool) -> Result<Vec<Difference>, ControlError> {
+        self.calls.lock().unwrap().push(format!("reload {dry_run}"));
+        Ok(vec![Difference {
+            what: "[memory]".into(),
+            effect: Effect::Refused,
+            why: Some("because".into()),
+        }])
     }
 
     fn link(&self, _node: NodeId) -> Result<Arc<AgentLink>, ControlError> {

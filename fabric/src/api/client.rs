@@ -12,7 +12,7 @@ use lupin_abi::port::{
 };
 
 use super::CONTROL_SOCKET;
-use super::control::{ControlError, NodeAction, PodStatus};
+use super::control::{ControlError, Difference, NodeAction, PodStatus};
 use super::wire::{Reply, Request};
 use crate::agent_link::{ExecMessage, ExecSpec};
 
@@ -104,6 +104,27 @@ impl Client {
             action,
         })?;
         self.done()
+    }
+
+    /// Takes a node of the pod file into the pod.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn add(&mut self, node: &str) -> Result<(), ClientError> {
+        self.send(&Request::Add { node: node.into() })?;
+        self.done()
+    }
+
+    /// Applies what has changed in the pod file, and returns what differs.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn reload(&mut self, dry_run: bool) -> Result<Vec<Difference>, ClientError> {
+        self.send(&Request::Reload { dry_run })?;
+        match self.reply()? {
+            Reply::Reloaded(differences) => Ok(differences),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Begins to bring the pod down; [`wait_end`](Self::wait_end) waits until it is.

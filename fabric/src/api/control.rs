@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 
 use crate::agent_link::AgentLink;
 use crate::http::openapi;
+pub use crate::podfile::{Difference, Effect};
 use crate::sys::usage::Usage;
 
 /// What a manager can be asked to do.
@@ -57,6 +58,23 @@ pub trait PodControl: Send + Sync {
     /// the pod file could not be used by it. Nothing was begun then.
     fn upgrade(&self, program: Option<PathBuf>) -> Result<(), ControlError>;
 
+    /// Takes a node of the pod file as it is now into the running pod, and starts it.
+    ///
+    /// # Errors
+    /// [`ControlError::BadRequest`] if the pod file does not read, or does not have that node, or
+    /// if the pod memory has no room for it; [`ControlError::WrongState`] if the pod has it
+    /// already; [`ControlError::GoingDown`]; [`ControlError::NotRecorded`].
+    fn add(&self, node: &str) -> Result<NodeId, ControlError>;
+
+    /// Compares the pod file as it is now with the pod, and applies what can be applied while it
+    /// runs: all of that or nothing. Returns everything that differs. With `dry_run` nothing is
+    /// applied.
+    ///
+    /// # Errors
+    /// [`ControlError::BadRequest`] if the pod file does not read, or names what is not there;
+    /// [`ControlError::GoingDown`]; [`ControlError::NotRecorded`].
+    fn reload(&self, dry_run: bool) -> Result<Vec<Difference>, ControlError>;
+
     /// The connection to the agent of a node's current life.
     ///
     /// # Errors
@@ -86,6 +104,20 @@ pub enum NodeAction {
     },
     /// Start a node that is down, or that waits for its time to be started again.
     Start {},
+    /// Let the members of groups move off a node, and then stop it.
+    Drain {
+        /// How long they may take, in milliseconds.
+        wait_ms: u64,
+        /// How long the node may take to end by itself then, in milliseconds.
+        grace_ms: u64,
+    },
+    /// Let a node that drains go on as before.
+    CancelDrain {},
+    /// Stop a node if it runs, and take it out of the pod for good.
+    Remove {
+        /// How long it may take to end by itself, in milliseconds; then it is ended.
+        grace_ms: u64,
+    },
 }
 
 /// Why a request was refused.

@@ -18,13 +18,16 @@
 
 pub mod client;
 pub mod control;
+#[cfg(test)]
+pub(crate) mod sample;
 mod serve;
 pub mod server;
 pub mod wire;
 
 pub use client::{Client, ClientError};
 pub use control::{
-    ControlError, HeartbeatStatus, NodeAction, NodeStatus, PodControl, PodPhase, PodStatus,
+    ControlError, Difference, Effect, HeartbeatStatus, NodeAction, NodeStatus, PodControl,
+    PodPhase, PodStatus,
 };
 pub use server::Server;
 

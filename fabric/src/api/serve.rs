@@ -53,6 +53,8 @@ pub(super) fn serve(
                 .and_then(|node| control.steer(node, action))
                 .map(|()| Reply::Done {}),
             Ok(Request::Upgrade { program }) => control.upgrade(program).map(|()| Reply::Done {}),
+            Ok(Request::Add { node }) => control.add(&node).map(|_| Reply::Done {}),
+            Ok(Request::Reload { dry_run }) => control.reload(dry_run).map(Reply::Reloaded),
             Ok(Request::Down { grace_ms }) => {
                 control.down(Duration::from_millis(grace_ms));
                 Ok(Reply::Done {})

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use lupin_abi::Event;
 use serde::{Deserialize, Serialize};
 
-use super::control::{ControlError, NodeAction, PodStatus};
+use super::control::{ControlError, Difference, NodeAction, PodStatus};
 
 /// Longest line, in bytes, the newline included.
 pub const MAX_LINE: usize = 256 << 10;
@@ -40,6 +40,17 @@ pub enum Request {
         /// The program; the same path as now if absent.
         #[serde(default)]
         program: Option<PathBuf>,
+    },
+    /// Take a node of the pod file into the pod. Answer: [`Reply::Done`], once it is on its way.
+    Add {
+        /// Id or name in the pod file.
+        node: String,
+    },
+    /// Apply what has changed in the pod file. Answer: [`Reply::Reloaded`].
+    Reload {
+        /// Only say what would be done.
+        #[serde(default)]
+        dry_run: bool,
     },
     /// The events of the ring. Answers: any number of [`Reply::Event`] and
     /// [`Reply::EventsLost`], then, without `follow`, [`Reply::Done`].
@@ -77,6 +88,8 @@ pub enum Reply {
     Status(PodStatus),
     /// The request was carried out.
     Done {},
+    /// Answer to [`Request::Reload`]: what differs.
+    Reloaded(Vec<Difference>),
     /// An event of the ring.
     Event(Event),
     /// Events were overwritten before they could be sent to this client: they are in no ring

@@ -20,9 +20,7 @@ use super::problem::{PROBLEM_JSON, Problem};
 use super::server::MAX_CONNECTIONS;
 use super::*;
 use crate::agent_link::AgentLink;
-use crate::api::{
-    ControlError, HeartbeatStatus, NodeAction, NodeStatus, PodControl, PodPhase, PodStatus,
-};
+use crate::api::{ControlError, Difference, Effect, NodeAction, PodControl, PodStatus, sample};
 use client::{Answer, Stream, ask, get, post};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -35,45 +33,11 @@ struct FakeManager {
 
 impl PodControl for FakeManager {
     fn status(&self) -> PodStatus {
-        let node = |id: u32, name: &str, runs: bool| NodeStatus {
-            id,
-            name: name.into(),
-            backend: "namespace".into(),
-            state: if runs {
-                NodeState::Joined
-            } else {
-                NodeState::Down
-            },
-            generation: 1,
-            cause: Cause::None,
-            restarts: 0,
-            in_state_ns: 5,
-            joined_in_ns: runs.then_some(7),
-            pid: runs.then(std::process::id),
-            folder: "/".into(),
-            detail: (!runs).then(|| "it \"stays\" down\n".into()),
-            heartbeat: runs.then_some(HeartbeatStatus {
-                age_ns: 1,
-                left_ns: 2,
-                deadline_ns: 3,
-            }),
-            false_alarms: 0,
-            usage: None,
-        };
-        PodStatus {
-            pod: "demo".into(),
-            pod_id: "07".into(),
-            phase: PodPhase::Running,
-            manager_pid: 1,
-            epoch: 1,
-            backup_pid: None,
-            pod_file: "/demo.toml".into(),
-            memory: "/demo.pod".into(),
-            memory_bytes: 0,
-            join_timeout_ms: 1000,
-            newest_event: 0,
-            nodes: vec![node(3, "n3", true), node(4, "off", false)],
-        }
+        let mut off = sample::node(4, "off");
+        off.state = NodeState::Down;
+        (off.joined_in_ns, off.pid, off.heartbeat) = (None, None, None);
+        off.detail = Some("it \"stays\" down\n".into());
+        sample::pod(vec![sample::node(3, "n3"), off])
     }
 
     fn fabric(&self) -> &FabricSection {
@@ -111,6 +75,30 @@ impl PodControl for FakeManager {
 
     fn upgrade(&self, _program: Option<std::path::PathBuf>) -> Result<(), ControlError> {
         Ok(())
+    }
+
+    fn add(&self, node: &str) -> Result<NodeId, ControlError> {
+        self.asked.lock().unwrap().push(format!("add {node}"));
+        match node {
+            "n5" => Ok(NodeId::new(5).unwrap()),
+            "n3" => Err(ControlError::WrongState {
+                node: 3,
+                state: NodeState::Joined,
+                why: "the pod has it already".into(),
+            }),
+            _ => Err(ControlError::BadRequest {
+                why: "the pod file has no such node".into(),
+            }),
+        }
+    }
+
+    fn reload(&self, dry_run: bool) -> Result<Vec<Difference>, ControlError> {
+        self.asked.lock().unwrap().push(format!("reload {dry_run}"));
+        Ok(vec![Difference {
+            what: "[memory]".into(),
+            effect: Effect::Refused,
+            why: Some("because".into()),
+        }])
     }
 
     fn link(&self, _node: NodeId) -> Result<Arc<AgentLink>, ControlError> {
@@ -259,7 +247,23 @@ fn every_route_is_described_and_answers_as_it_is_described() {
         ("get", "/healthz", get("/healthz"), 200),
     ];
     let mut cases = Vec::from(cases);
-    let verbs = ["pause", "resume", "restart", "stop", "start"];
+    let add = "/v1/nodes/{node}/add";
+    cases.push(("post", add, post("/v1/nodes/n5/add", ""), 202));
+    cases.push(("post", add, post("/v1/nodes/n6/add", ""), 400));
+    cases.push(("post", add, post("/v1/nodes/n3/add", "{}"), 409));
+    let reload = "/v1/pod/reload";
+    cases.push(("post", reload, post(reload, ""), 200));
+    cases.push(("post", reload, post(reload, "{\"dry\":true}"), 400));
+    let verbs = [
+        "pause",
+        "resume",
+        "restart",
+        "stop",
+        "start",
+        "drain",
+        "drain/cancel",
+        "remove",
+    ];
     let paths = verbs.map(|verb| format!("/v1/nodes/{{node}}/{verb}"));
     for (verb, path) in verbs.iter().zip(&paths) {
         let ask = |node: &str| post(&format!("/v1/nodes/{node}/{verb}"), "");
@@ -287,6 +291,11 @@ fn every_route_is_described_and_answers_as_it_is_described() {
         "Resume 3",
         "Restart { grace_ms: 5000 } 3",
         "Start 3",
+        "Drain { wait_ms: 60000, grace_ms: 5000 } 3",
+        "CancelDrain 3",
+        "Remove { grace_ms: 5000 } 3",
+        "add n5",
+        "reload false",
     ] {
         assert!(asked.iter().any(|asked| asked == what), "{asked:?}");
     }

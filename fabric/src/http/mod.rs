@@ -15,6 +15,7 @@
 
 pub mod events;
 pub mod openapi;
+mod orders;
 pub mod problem;
 pub mod routes;
 pub mod server;

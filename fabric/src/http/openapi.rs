@@ -13,9 +13,10 @@ use utoipa::openapi::{Ref, RefOr, Schema, SchemaFormat};
 use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
 
 use super::events::{LostEvents, LostRange};
+use super::orders::{self, DrainRequest, ReloadRequest};
 use super::problem::Problem;
 use super::routes::{self, Accepted, DownRequest, Health};
-use crate::api::{HeartbeatStatus, NodeStatus, PodStatus};
+use crate::api::{Difference, Effect, HeartbeatStatus, NodeStatus, PodStatus};
 use crate::sys::usage::Usage;
 
 #[derive(OpenApi)]
@@ -31,12 +32,17 @@ use crate::sys::usage::Usage;
         routes::down,
         routes::nodes,
         routes::node,
-        routes::kill,
-        routes::pause,
-        routes::resume,
-        routes::restart,
-        routes::stop,
-        routes::start,
+        orders::kill,
+        orders::pause,
+        orders::resume,
+        orders::restart,
+        orders::stop,
+        orders::start,
+        orders::drain,
+        orders::cancel_drain,
+        orders::add,
+        orders::remove,
+        orders::reload,
         routes::stream,
         routes::metrics,
         routes::description,
@@ -44,7 +50,8 @@ use crate::sys::usage::Usage;
     ),
     components(schemas(
         PodStatus, NodeStatus, HeartbeatStatus, Usage, PodPhase, State, FailureCause, Kind,
-        EventLine, StreamLine, LostEvents, LostRange, Accepted, DownRequest, Health, Problem,
+        EventLine, StreamLine, LostEvents, LostRange, Accepted, DownRequest, DrainRequest,
+        ReloadRequest, Difference, Effect, Health, Problem,
     )),
     modifiers(&Security),
     security(("token" = [])),

@@ -20,10 +20,10 @@ use tokio::sync::{Notify, watch};
 use utoipa::ToSchema;
 
 use super::events::{self, EventsQuery, Format};
-use super::openapi;
 use super::problem::{Kind, Problem};
 use super::token::Token;
-use crate::api::{ControlError, NodeAction, NodeStatus, PodControl, PodPhase, PodStatus};
+use super::{openapi, orders};
+use crate::api::{ControlError, NodeStatus, PodControl, PodPhase, PodStatus};
 use crate::metrics::{Metrics, OPENMETRICS};
 
 /// Longest body of a request, in bytes.
@@ -35,7 +35,7 @@ pub const MAX_STREAMS: usize = 32;
 /// Where a client of server-sent events stopped.
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// How long processes may take to end by themselves unless the request says otherwise.
-const DEFAULT_GRACE_MS: u64 = 5000;
+pub(super) const DEFAULT_GRACE_MS: u64 = 5000;
 
 /// What the routes share.
 pub(super) struct App {
@@ -81,7 +81,7 @@ impl App {
     }
 
     /// Calls the manager on a thread where waiting for a lock holds up no other client.
-    async fn ask<T: Send + 'static>(
+    pub async fn ask<T: Send + 'static>(
         self: &Arc<Self>,
         question: impl FnOnce(&App) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
@@ -97,7 +97,7 @@ impl App {
     }
 
     /// Asks for something to be done with a node.
-    async fn order(
+    pub async fn order(
         self: &Arc<Self>,
         node: NodeName,
         order: impl FnOnce(&dyn PodControl, NodeId) -> Result<(), ControlError> + Send + 'static,
@@ -116,7 +116,7 @@ impl App {
 }
 
 /// The node of a path, by id or name.
-pub(super) struct NodeName(String);
+pub(super) struct NodeName(pub String);
 
 impl FromRequestParts<Arc<App>> for NodeName {
     type Rejection = Problem;
@@ -168,7 +168,7 @@ impl Default for DownRequest {
 /// A request that says nothing beyond its path.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Nothing {}
+pub(super) struct Nothing {}
 
 /// How the manager is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -185,14 +185,19 @@ pub(super) fn router(app: Arc<App>, token: Option<Token>) -> Router {
     let router = Router::new()
         .route("/v1/pod", get(pod))
         .route("/v1/pod/down", post(down))
+        .route("/v1/pod/reload", post(orders::reload))
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{node}", get(node))
-        .route("/v1/nodes/{node}/kill", post(kill))
-        .route("/v1/nodes/{node}/pause", post(pause))
-        .route("/v1/nodes/{node}/resume", post(resume))
-        .route("/v1/nodes/{node}/restart", post(restart))
-        .route("/v1/nodes/{node}/stop", post(stop))
-        .route("/v1/nodes/{node}/start", post(start))
+        .route("/v1/nodes/{node}/kill", post(orders::kill))
+        .route("/v1/nodes/{node}/pause", post(orders::pause))
+        .route("/v1/nodes/{node}/resume", post(orders::resume))
+        .route("/v1/nodes/{node}/restart", post(orders::restart))
+        .route("/v1/nodes/{node}/stop", post(orders::stop))
+        .route("/v1/nodes/{node}/start", post(orders::start))
+        .route("/v1/nodes/{node}/drain", post(orders::drain))
+        .route("/v1/nodes/{node}/drain/cancel", post(orders::cancel_drain))
+        .route("/v1/nodes/{node}/add", post(orders::add))
+        .route("/v1/nodes/{node}/remove", post(orders::remove))
         .route("/v1/events", get(stream))
         .route("/metrics", get(metrics))
         .route("/openapi.json", get(description))
@@ -237,7 +242,7 @@ async fn wrong_method(uri: Uri) -> Problem {
 }
 
 /// The body of a request; what an empty one means is the type's default.
-async fn body<T: DeserializeOwned + Default>(request: Request) -> Result<T, Problem> {
+pub(super) async fn body<T: DeserializeOwned + Default>(request: Request) -> Result<T, Problem> {
     let collected = Limited::new(request.into_body(), MAX_BODY).collect();
     let bytes = match tokio::time::timeout(BODY_PATIENCE, collected).await {
         Err(_) => {
@@ -310,132 +315,6 @@ pub(super) async fn node(
 ) -> Result<Json<NodeStatus>, Problem> {
     app.ask(move |app| Ok(Json(node.find(&app.status())?.clone())))
         .await
-}
-
-/// Ends this life of a node as if it had failed: fence, generation, ring; then it is started again
-/// if its policy says so.
-#[utoipa::path(post, path = "/v1/nodes/{node}/kill", tag = "nodes",
-    params(("node" = String, Path, description = "Name or id")),
-    responses(
-        (status = 202, description = "It is on its way", body = Accepted),
-        (status = 404, description = "The pod has no such node", body = Problem),
-        (status = 409, description = "The node does not run", body = Problem),
-        (status = 503, description = "The pod is going down", body = Problem),
-    ))]
-pub(super) async fn kill(
-    State(app): State<Arc<App>>,
-    node: NodeName,
-    request: Request,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
-    let Nothing {} = body(request).await?;
-    app.order(node, |control, node| control.kill(node)).await
-}
-
-/// Stops a node's virtual CPUs, or all its processes. A paused node is not a failed one.
-#[utoipa::path(post, path = "/v1/nodes/{node}/pause", tag = "nodes",
-    params(("node" = String, Path, description = "Name or id")),
-    responses(
-        (status = 202, description = "It is on its way", body = Accepted),
-        (status = 404, description = "The pod has no such node", body = Problem),
-        (status = 409, description = "The node's state does not allow it", body = Problem),
-        (status = 503, description = "The pod is going down", body = Problem),
-    ))]
-pub(super) async fn pause(
-    State(app): State<Arc<App>>,
-    node: NodeName,
-    request: Request,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
-    let Nothing {} = body(request).await?;
-    app.order(node, move |control, node| {
-        control.steer(node, NodeAction::Pause {})
-    })
-    .await
-}
-
-/// Lets a paused node run again.
-#[utoipa::path(post, path = "/v1/nodes/{node}/resume", tag = "nodes",
-    params(("node" = String, Path, description = "Name or id")),
-    responses(
-        (status = 202, description = "It is on its way", body = Accepted),
-        (status = 404, description = "The pod has no such node", body = Problem),
-        (status = 409, description = "The node's state does not allow it", body = Problem),
-        (status = 503, description = "The pod is going down", body = Problem),
-    ))]
-pub(super) async fn resume(
-    State(app): State<Arc<App>>,
-    node: NodeName,
-    request: Request,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
-    let Nothing {} = body(request).await?;
-    app.order(node, move |control, node| {
-        control.steer(node, NodeAction::Resume {})
-    })
-    .await
-}
-
-/// Ends a node in an orderly way and starts it again at once, whatever its policy says.
-#[utoipa::path(post, path = "/v1/nodes/{node}/restart", tag = "nodes",
-    params(("node" = String, Path, description = "Name or id")),
-    request_body(content = inline(Option<DownRequest>), content_type = "application/json"),
-    responses(
-        (status = 202, description = "It is on its way", body = Accepted),
-        (status = 404, description = "The pod has no such node", body = Problem),
-        (status = 409, description = "The node's state does not allow it", body = Problem),
-        (status = 503, description = "The pod is going down", body = Problem),
-    ))]
-pub(super) async fn restart(
-    State(app): State<Arc<App>>,
-    node: NodeName,
-    request: Request,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
-    let DownRequest { grace_ms } = body(request).await?;
-    app.order(node, move |control, node| {
-        control.steer(node, NodeAction::Restart { grace_ms })
-    })
-    .await
-}
-
-/// Ends a node in an orderly way and leaves it down.
-#[utoipa::path(post, path = "/v1/nodes/{node}/stop", tag = "nodes",
-    params(("node" = String, Path, description = "Name or id")),
-    request_body(content = inline(Option<DownRequest>), content_type = "application/json"),
-    responses(
-        (status = 202, description = "It is on its way", body = Accepted),
-        (status = 404, description = "The pod has no such node", body = Problem),
-        (status = 409, description = "The node's state does not allow it", body = Problem),
-        (status = 503, description = "The pod is going down", body = Problem),
-    ))]
-pub(super) async fn stop(
-    State(app): State<Arc<App>>,
-    node: NodeName,
-    request: Request,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
-    let DownRequest { grace_ms } = body(request).await?;
-    app.order(node, move |control, node| {
-        control.steer(node, NodeAction::Stop { grace_ms })
-    })
-    .await
-}
-
-/// Starts a node that is down, or that waits for its time to be started again.
-#[utoipa::path(post, path = "/v1/nodes/{node}/start", tag = "nodes",
-    params(("node" = String, Path, description = "Name or id")),
-    responses(
-        (status = 202, description = "It is on its way", body = Accepted),
-        (status = 404, description = "The pod has no such node", body = Problem),
-        (status = 409, description = "The node's state does not allow it", body = Problem),
-        (status = 503, description = "The pod is going down", body = Problem),
-    ))]
-pub(super) async fn start(
-    State(app): State<Arc<App>>,
-    node: NodeName,
-    request: Request,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
-    let Nothing {} = body(request).await?;
-    app.order(node, move |control, node| {
-        control.steer(node, NodeAction::Start {})
-    })
-    .await
 }
 
 /// What happened, from the record in pod memory.

@@ -8,12 +8,16 @@
 //! | `Starting`, `Joined` | alive | adopted: the node notices nothing |
 //! | `Paused` | alive | adopted, and paused once more |
 //! | `Stopping` | alive | adopted, and asked once more to end |
+//! | `Draining` | alive | adopted, and left alone as long as it was to be |
 //! | any of these | dead | a failure like any other |
 //! | `Starting` | none | no life has begun: started now, with this generation |
 //! | `Failing` | any | fenced, for nobody knows whether it was; then raised |
 //! | `Failing` | of the generation before | fenced and raised already: peers are rung, and on |
 //! | `Restarting` | of the generation before | all was told: what is left is ended, then started |
 //! | `Down` | | stays down |
+//!
+//! What an operator wants of a life is on record before anything is done about it: a life with an
+//! intent goes on with that, whatever its state.
 
 use std::sync::Arc;
 
@@ -44,7 +48,11 @@ impl Core {
     /// running pod and before anybody can ask: neither a manager that takes over from here nor an
     /// operator must take these nodes for given up.
     pub fn revive(&self) {
-        for id in self.nodes.keys() {
+        for (id, node) in &self.nodes {
+            // What was wanted of an earlier run is over.
+            if let Err(e) = node.folder.remove_intent() {
+                log::warn!("{}: {e}", node.spec);
+            }
             if self.recorder.fabric().entry(*id).state() == NodeState::Down {
                 self.recorder.set_state(*id, NodeState::Restarting);
             }
@@ -65,6 +73,7 @@ impl Core {
         ];
         let note = Note::of(0, Cause::None, &evidence);
         self.recorder.event(EventKind::ManagerStarted, None, note);
+        self.clear_removed();
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         let mut others = Vec::new();
         for id in ids {
@@ -109,7 +118,11 @@ impl Core {
         let state = self.recorder.fabric().entry(id).state();
         let lives = matches!(
             state,
-            NodeState::Starting | NodeState::Joined | NodeState::Paused | NodeState::Stopping
+            NodeState::Starting
+                | NodeState::Joined
+                | NodeState::Paused
+                | NodeState::Stopping
+                | NodeState::Draining
         );
         if !lives {
             return false;
@@ -140,20 +153,26 @@ impl Core {
     /// Goes on with what an operator wanted of a life that was adopted.
     fn go_on(&mut self, id: NodeId, generation: Generation, state: NodeState) {
         let since_ns = self.recorder.fabric().entry(id).since_ns();
-        match state {
-            NodeState::Joined => {
+        let intent = self.nodes.get(&id).and_then(|node| node.folder.intent());
+        let intent = intent.filter(|intent| intent.generation == generation);
+        match (state, intent) {
+            (NodeState::Joined | NodeState::Draining, Some(intent)) => {
+                match intent.drain_until_ns {
+                    Some(until_ns) => self.begin_drain(id, &intent, until_ns),
+                    None => self.order_again(id, &intent),
+                }
+            }
+            (NodeState::Starting | NodeState::Paused | NodeState::Stopping, Some(intent)) => {
+                self.order_again(id, &intent);
+            }
+            (NodeState::Draining, None) => self.drain_cancelled(id, generation),
+            (NodeState::Joined, None) => {
                 let paused_ns = self.now().saturating_sub(since_ns);
                 self.tell_resumed(id, generation, paused_ns);
             }
-            NodeState::Paused => self.begin_pause(id, since_ns),
-            NodeState::Stopping => {
-                let intent = self.nodes.get(&id).and_then(|node| node.folder.intent());
-                match intent.filter(|intent| intent.generation == generation) {
-                    Some(intent) => self.order_again(id, &intent),
-                    // Its record is lost; that it was to end is not.
-                    None => self.detected(id, Cause::Operator, Ending::Ran, &[]),
-                }
-            }
+            (NodeState::Paused, None) => self.begin_pause(id, since_ns),
+            // Its record is lost; that it was to end is not.
+            (NodeState::Stopping, None) => self.detected(id, Cause::Operator, Ending::Ran, &[]),
             _ => {}
         }
     }
@@ -168,17 +187,32 @@ impl Core {
             .is_some_and(|found| found.record.generation == generation);
         let now = self.now();
         match state {
-            NodeState::Absent => self.wait(id, found, now),
+            NodeState::Absent => {
+                self.tell_added(id);
+                self.wait(id, found, now);
+            }
             NodeState::Restarting if takeover => {
                 self.tell_last(EventKind::NodeRestarting, id, generation, cause);
-                self.wait(id, found, now);
+                if self.is_to_leave(id) {
+                    self.keep_remains(id, found);
+                    self.leave_again(id);
+                } else {
+                    self.wait(id, found, now);
+                }
             }
             NodeState::Down if takeover => {
                 self.tell_last(EventKind::NodeDown, id, generation, cause);
                 self.keep_remains(id, found);
+                if self.is_to_leave(id) {
+                    self.leave_again(id);
+                }
             }
             NodeState::Restarting | NodeState::Down => self.wait(id, found, now),
-            NodeState::Starting | NodeState::Joined | NodeState::Paused | NodeState::Stopping
+            NodeState::Starting
+            | NodeState::Joined
+            | NodeState::Paused
+            | NodeState::Stopping
+            | NodeState::Draining
                 if of_now =>
             {
                 // It was ours to watch, and died while nobody watched.
@@ -186,7 +220,11 @@ impl Core {
                 self.ended(id, &exit);
             }
             NodeState::Starting if takeover => self.wait(id, found, now),
-            NodeState::Starting | NodeState::Joined | NodeState::Paused | NodeState::Stopping => {
+            NodeState::Starting
+            | NodeState::Joined
+            | NodeState::Paused
+            | NodeState::Stopping
+            | NodeState::Draining => {
                 // Without a record: the host went down with the pod.
                 self.ended(id, &Exit::unknown());
             }

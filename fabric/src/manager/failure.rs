@@ -63,6 +63,7 @@ impl Core {
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };
+        node.drain = None;
         node.phase = Phase::Failing(Failure {
             cause,
             ending,
@@ -174,7 +175,7 @@ impl Core {
         let note = |evidence: &[u64]| Note::between(old, new, cause, evidence);
         self.tell(resumed, EventKind::GenerationRaised, id, note(&[]));
         let begin = self.now();
-        let rung = self.ring_others(id);
+        let rung = self.ring_all_but(Some(id));
         let took = self.now().saturating_sub(begin);
         self.tell(resumed, EventKind::Rung, id, note(&[rung, took]));
         self.recorder.write_log();
@@ -215,6 +216,10 @@ impl Core {
         match self.intent(id, old) {
             Some(Then::Restart) => return Some(Duration::ZERO),
             Some(Then::Down) => return None,
+            Some(Then::Removed) => {
+                self.nodes.get_mut(&id)?.leaving_ns = Some(0);
+                return None;
+            }
             None => {}
         }
         let now = self.now();
@@ -230,10 +235,10 @@ impl Core {
         }
     }
 
-    /// Rings every live node but one; returns how many have heard it.
-    fn ring_others(&self, except: NodeId) -> u64 {
+    /// Rings every live node, but one perhaps; returns how many have heard it.
+    pub fn ring_all_but(&self, except: Option<NodeId>) -> u64 {
         let mut rung = 0;
-        for id in self.nodes.keys().filter(|id| **id != except) {
+        for id in self.nodes.keys().filter(|id| Some(**id) != except) {
             if let Some(life) = self.running(*id) {
                 crash::point("ring");
                 rung += u64::from(life.instance.ring());

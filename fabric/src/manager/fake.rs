@@ -8,6 +8,8 @@
 //! * no generation is lived twice;
 //! * nobody is let run who is not on record.
 
+mod driver;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -20,15 +22,15 @@ use lupin_abi::event::{Event, EventKind, FencePath};
 use lupin_abi::fabric::{NodeState, RingRead};
 use lupin_abi::{Cause, Generation, NodeId};
 
-use super::Clock;
-use super::crash;
-use super::state::{Backends, Core, Effect};
+use crate::api::ControlError;
 use crate::memory::{Geometry, PodMemory};
 use crate::podfile::Pod;
 use crate::power::{Exit, Fence, Instance, PowerControl, Prepared, StartError, StartRequest};
 use crate::runtime::{NodeFolder, NodeRecord, RuntimeFolder};
 use crate::sys::process::ProcessName;
 use crate::sys::threads::ThreadTimes;
+
+pub(super) use driver::{Agents, FakeManager};
 
 pub(super) fn id(n: u32) -> NodeId {
     NodeId::new(n).unwrap()
@@ -111,13 +113,7 @@ impl World {
             text += &format!("[[node]]\nid = {n}\n{more}\n");
         }
         let pod = Pod::parse(&text, &folder.path().join("pod.toml")).unwrap();
-        let geometry = Geometry {
-            name: pod.name.clone(),
-            node_capacity: 3,
-            system: pod.memory.system,
-            pool: pod.memory.pool,
-        };
-        let memory = PodMemory::open(&pod.memory.path, &geometry).unwrap();
+        let memory = PodMemory::open(&pod.memory.path, &Geometry::of(&pod)).unwrap();
         let runtime = RuntimeFolder::open(&folder.path().join("run"), "fake", 2).unwrap();
         Arc::new(Self {
             memory: Arc::new(memory),
@@ -162,6 +158,13 @@ impl World {
         let mut state = self.state();
         state.firmware = firmware.iter().copied().collect();
         state.fence_ns = takes.as_nanos() as u64;
+    }
+
+    /// The agent of a node that drains reports that so many members are left on it.
+    pub fn report_left(&self, node: u32, members: u32) {
+        let since_ns = self.memory.fabric().entry(id(node)).since_ns();
+        let section = self.memory.node(id(node)).unwrap();
+        section.report_members_left(since_ns, members);
     }
 
     fn fence_ns(&self) -> u64 {
@@ -495,140 +498,16 @@ impl Instance for FakeInstance {
     }
 }
 
-/// One manager in that world: the state machine, and a driver without threads.
-pub(super) struct FakeManager {
-    pub world: Arc<World>,
-    pub core: Core,
-    watched: Vec<(NodeId, Arc<dyn Instance>)>,
-    /// Fences under way, and when each is over.
-    fences: Vec<(u64, NodeId, Generation, Arc<dyn Instance>)>,
-    /// Agents end their node when they are asked to; else the request fails, or is ignored.
-    pub agents: Agents,
+/// The newest event of a kind about a node.
+pub(super) fn newest(world: &World, node: u32, kind: EventKind) -> Event {
+    let of_node = |e: &Event| e.node == node && e.kind == kind;
+    world.events().into_iter().rfind(of_node).unwrap()
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Agents {
-    Obey,
-    Ignore,
-    Unreachable,
-}
-
-impl FakeManager {
-    /// Takes charge and does all that is to be done at once.
-    pub fn start(world: &Arc<World>, takeover: bool) -> Self {
-        let power: Arc<dyn PowerControl> = Arc::new(FakePower(world.clone()));
-        let backends = Backends {
-            kvm: power.clone(),
-            namespace: power,
-        };
-        let clock_world = world.clone();
-        // Every look at the clock takes a microsecond, so that no two events share a time.
-        let clock: Clock = Arc::new(move || clock_world.now.fetch_add(1000, Ordering::Relaxed));
-        let core = Core::new(
-            world.pod.clone(),
-            world.memory.clone(),
-            &world.runtime,
-            backends,
-            clock,
-        );
-        let mut manager = Self {
-            world: world.clone(),
-            core: core.unwrap(),
-            watched: Vec::new(),
-            fences: Vec::new(),
-            agents: Agents::Obey,
-        };
-        if !takeover {
-            manager.core.revive();
-        }
-        let others = manager.core.adopt(takeover).unwrap();
-        manager.core.begin(others, takeover);
-        manager.settle();
-        manager
-    }
-
-    /// A pod whose nodes have all joined.
-    pub fn up(world: &Arc<World>) -> Self {
-        let mut manager = Self::start(world, false);
-        world.join_all();
-        manager.tick();
-        manager
-    }
-
-    /// Does what the state machine asks for until it asks for nothing more.
-    pub fn settle(&mut self) {
-        loop {
-            self.world.check();
-            let effects = self.core.take_effects();
-            let gone = self.watched.iter().position(|(_, i)| i.is_gone());
-            let now = self.world.now.load(Ordering::Relaxed);
-            let fence = self.fences.iter().position(|(ready, ..)| *ready <= now);
-            if effects.is_empty() && gone.is_none() && fence.is_none() {
-                return;
-            }
-            if let Some(at) = fence {
-                let (_, node, generation, instance) = self.fences.remove(at);
-                let outcome = instance
-                    .fence()
-                    .and_then(|fence| instance.confirm_fence(&fence).map(|()| fence));
-                match outcome {
-                    Ok(fence) => self.core.fenced(node, generation, &fence),
-                    Err(e) => self.core.fence_failed(node, generation, &e.to_string()),
-                }
-            }
-            for effect in effects {
-                match effect {
-                    Effect::Fence(node, generation, instance) => {
-                        crash::point("fence");
-                        let ready = self.world.now.load(Ordering::Relaxed) + self.world.fence_ns();
-                        self.fences.push((ready, node, generation, instance));
-                    }
-                    Effect::Watch(node, instance) => self.watched.push((node, instance)),
-                    Effect::Pause(node, generation, instance, pause) => {
-                        crash::point("pause");
-                        let done = if pause {
-                            instance.pause()
-                        } else {
-                            instance.resume()
-                        };
-                        let outcome = done.map(|()| Duration::ZERO).map_err(|e| e.to_string());
-                        self.core.pause_done(node, generation, pause, outcome);
-                    }
-                    Effect::Hook(node, generation, hook) => {
-                        crash::point("hook");
-                        let env: BTreeMap<_, _> = hook.environment.iter().cloned().collect();
-                        self.world.state().hooks.push((node, generation, env));
-                        crash::point("hook-started");
-                        self.core.hook_started(node, generation, 77);
-                    }
-                    Effect::Link(node, generation, _) => {
-                        if self.agents != Agents::Unreachable {
-                            self.core.link_up(node, generation);
-                        }
-                    }
-                    Effect::Unlink(..) => {}
-                    Effect::Shutdown(node, _) => match self.agents {
-                        Agents::Obey => {
-                            crash::point("shutdown");
-                            self.world.die(node.get(), Cause::GuestPowerOff);
-                        }
-                        Agents::Ignore => {}
-                        Agents::Unreachable => self.core.cannot_shut_down(node, "no agent"),
-                    },
-                }
-                self.world.check();
-            }
-            if let Some(at) = gone {
-                let (node, instance) = self.watched.remove(at);
-                self.core.gone(node, &instance);
-            }
-        }
-    }
-
-    /// One look at every node, 16 ms after the last.
-    pub fn tick(&mut self) {
-        self.world.advance(Duration::from_millis(16));
-        self.core.tick();
-        self.settle();
-    }
+pub(super) fn is_wrong_state(refused: Result<(), ControlError>, word: &str) {
+    let error = refused.unwrap_err();
+    assert!(
+        matches!(error, ControlError::WrongState { .. }) && error.to_string().contains(word),
+        "{error}"
+    );
 }

@@ -37,25 +37,8 @@ pub(super) fn check(pod: &Pod, program: Option<PathBuf>) -> Result<PathBuf, Cont
         None => own_program().map_err(|e| bad(format!("the own program is not known: {e}")))?,
     };
     try_version(&program).map_err(|why| bad(format!("{}: {why}", program.display())))?;
-    let next = Pod::load(&pod.file).map_err(|e| bad(format!("the pod file has changed: {e}")))?;
-    let geometry = |pod: &Pod| (pod.name.clone(), pod.memory.clone());
-    if geometry(&next) != geometry(pod) {
-        let file = pod.file.display();
-        return Err(bad(format!(
-            "{file}: name or [memory] have changed; bring the pod down first"
-        )));
-    }
-    for node in &pod.nodes {
-        let same = next.node(node.id).is_some_and(|next| {
-            next.name == node.name && next.backend.name() == node.backend.name()
-        });
-        if !same {
-            let file = pod.file.display();
-            return Err(bad(format!(
-                "{file}: {node} is not there as it was; bring the pod down first"
-            )));
-        }
-    }
+    // It goes on with the pod as it runs, but will not start with a file that it cannot read.
+    Pod::load(&pod.file).map_err(|e| bad(format!("the pod file has changed: {e}")))?;
     Ok(program)
 }
 
@@ -129,8 +112,6 @@ mod tests {
         std::fs::set_permissions(&next, mode).unwrap();
         assert_eq!(check(&pod, Some(next.clone())), Ok(next.clone()));
         let next = next.to_str().unwrap();
-        std::fs::write(&file, format!("{head}{one}")).unwrap();
-        assert!(refused(next).contains("node 2"));
         std::fs::write(&file, "nonsense").unwrap();
         assert!(refused(next).contains("pod file has changed"));
     }

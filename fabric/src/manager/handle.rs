@@ -16,10 +16,11 @@ use super::judge::Standing;
 use super::state::{Core, Phase};
 use crate::agent_link::AgentLink;
 use crate::api::{
-    ControlError, HeartbeatStatus, NodeAction, NodeStatus, PodControl, PodPhase, PodStatus,
+    ControlError, Difference, HeartbeatStatus, NodeAction, NodeStatus, PodControl, PodPhase,
+    PodStatus,
 };
 use crate::memory::PodMemory;
-use crate::podfile::Pod;
+use crate::podfile::{HostLimits, Pod};
 use crate::power::Fence;
 use crate::sys::clock::monotonic_ns;
 
@@ -65,7 +66,7 @@ pub(super) struct View {
 
 /// The manager as other threads see it.
 pub struct ManagerHandle {
-    pod: Arc<Pod>,
+    pod: Mutex<Arc<Pod>>,
     memory: Arc<PodMemory>,
     folder: PathBuf,
     epoch: u64,
@@ -92,7 +93,7 @@ impl ManagerHandle {
     ) -> nix::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Self {
-            pod,
+            pod: Mutex::new(pod),
             memory,
             folder: folder.into(),
             epoch,
@@ -118,8 +119,18 @@ impl ManagerHandle {
         lock(&self.view)
     }
 
+    /// The pod as it is now.
+    fn pod(&self) -> Arc<Pod> {
+        lock(&self.pod).clone()
+    }
+
     /// Shows other threads where the nodes stand.
     pub(super) fn publish(&self, core: &Core) {
+        let mut pod = lock(&self.pod);
+        if !Arc::ptr_eq(&pod, &core.pod) {
+            *pod = core.pod.clone();
+        }
+        drop(pod);
         let mut view = self.view();
         view.going_down = core.is_going_down();
         if !view.nodes.keys().eq(core.nodes.keys()) {
@@ -177,8 +188,13 @@ impl ManagerHandle {
         })
     }
 
+    /// The pod file as it is now.
+    fn read_file(&self) -> Result<Pod, ControlError> {
+        Pod::load(&self.pod().file).map_err(|e| ControlError::BadRequest { why: e.to_string() })
+    }
+
     fn check(&self, node: NodeId) -> Result<NodeState, ControlError> {
-        match self.pod.node(node) {
+        match self.pod().node(node) {
             Some(_) => Ok(self.memory.fabric().entry(node).state()),
             None => Err(ControlError::NoSuchNode {
                 node: node.to_string(),
@@ -190,8 +206,9 @@ impl ManagerHandle {
 impl PodControl for ManagerHandle {
     fn status(&self) -> PodStatus {
         let now = monotonic_ns();
+        let pod = self.pod();
         let view = self.view();
-        let nodes = self.pod.nodes.iter().map(|node| {
+        let nodes = pod.nodes.iter().map(|node| {
             let entry = self.memory.fabric().entry(node.id);
             let known = view.nodes.get(&node.id).cloned().unwrap_or_default();
             NodeStatus {
@@ -217,7 +234,7 @@ impl PodControl for ManagerHandle {
             }
         });
         PodStatus {
-            pod: self.pod.name.clone(),
+            pod: pod.name.clone(),
             pod_id: format!("{:032x}", self.memory.header().pod_id()),
             phase: if view.going_down {
                 PodPhase::GoingDown
@@ -230,11 +247,11 @@ impl PodControl for ManagerHandle {
                 0 => None,
                 pid => Some(pid),
             },
-            pod_file: self.pod.file.clone(),
-            memory: self.pod.memory.path.clone(),
+            pod_file: pod.file.clone(),
+            memory: pod.memory.path.clone(),
             memory_bytes: self.memory.header().total_size(),
             newest_event: self.memory.fabric().state().ring_head(),
-            join_timeout_ms: self.pod.heartbeat.join_timeout.as_millis() as u64,
+            join_timeout_ms: pod.heartbeat.join_timeout.as_millis() as u64,
             nodes: nodes.collect(),
         }
     }
@@ -268,8 +285,36 @@ impl PodControl for ManagerHandle {
     }
 
     fn upgrade(&self, program: Option<PathBuf>) -> Result<(), ControlError> {
-        let program = hand_over::check(&self.pod, program)?;
+        let program = hand_over::check(&self.pod(), program)?;
         self.ask(move |core| core.begin_hand_over(program))
+    }
+
+    fn add(&self, node: &str) -> Result<NodeId, ControlError> {
+        let bad = |why: String| ControlError::BadRequest { why };
+        let file = self.read_file()?;
+        let Some(spec) = file.find(node).cloned() else {
+            let file = file.file.display();
+            return Err(bad(format!(
+                "{file} has no node {node}; write it there first"
+            )));
+        };
+        let pod = self.pod();
+        if pod.node(spec.id).is_none() {
+            let new = file.only(spec.id);
+            new.check_host(&HostLimits::of_this_host(&new))
+                .and_then(|()| pod.with(&spec).check_sharing())
+                .map_err(|e| bad(e.to_string()))?;
+        }
+        let id = spec.id;
+        self.ask(move |core| core.add(&spec))?;
+        Ok(id)
+    }
+
+    fn reload(&self, dry_run: bool) -> Result<Vec<Difference>, ControlError> {
+        let file = self.read_file()?;
+        file.check_host(&HostLimits::of_this_host(&file))
+            .map_err(|e| ControlError::BadRequest { why: e.to_string() })?;
+        self.ask(move |core| core.reload(&file, dry_run))
     }
 
     fn link(&self, node: NodeId) -> Result<Arc<AgentLink>, ControlError> {

@@ -10,6 +10,8 @@
 //! | `start`, `failure`, `down` | the transitions: a life begins, fails, ends with the pod |
 //! | `adopt` | taking charge of a pod whose manager died |
 //! | `pause` | a node stands still, and runs again |
+//! | `drain` | a node is left alone before it is ended |
+//! | `members` | nodes come, and leave for good |
 //! | `order` | one node is ended on request, and what comes then; or started |
 //! | `watch`, `judge` | the look at every node, and the judgement on its heartbeat |
 //! | `backoff` | when a node is started again |
@@ -23,12 +25,14 @@ mod adopt;
 mod backoff;
 mod crash;
 mod down;
+mod drain;
 mod driver;
 mod failure;
 mod hand_over;
 mod handle;
 mod hook;
 pub(crate) mod judge;
+mod members;
 mod order;
 mod pause;
 mod record;
@@ -44,7 +48,7 @@ use std::sync::Arc;
 
 use crate::memory::{Geometry, MemoryError, PodMemory};
 use crate::podfile::Pod;
-use crate::runtime::{RuntimeError, RuntimeFolder};
+use crate::runtime::{KeptPod, RuntimeError, RuntimeFolder};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::mappings;
 use crate::sys::process::Process;
@@ -136,28 +140,23 @@ impl Manager {
     pub fn open(pod: Pod, runtime_base: &Path, backends: Backends) -> Result<Self, ManagerError> {
         let longest = pod.nodes.iter().map(|node| node.name.len()).max();
         let runtime = RuntimeFolder::open(runtime_base, &pod.name, longest.unwrap_or(0))?;
-        let geometry = Geometry {
-            name: pod.name.clone(),
-            node_capacity: pod.memory.node_capacity,
-            system: pod.memory.system,
-            pool: pod.memory.pool,
-        };
-        let memory = Arc::new(PodMemory::open(&pod.memory.path, &geometry)?);
+        let (kept, memory) = open_memory(pod, &runtime)?;
         let pod_id = memory.header().pod_id();
         let takeover = runtime.is_takeover(pod_id);
         if takeover {
-            refuse_strays(&runtime, &pod)?;
+            refuse_strays(&runtime, &kept.pod)?;
         } else {
             refuse_unknown_writers(&memory)?;
+            runtime.keep_pod_file(&kept.pod.file)?;
         }
-        runtime.keep_pod_file(&pod.file)?;
-        let pod = Arc::new(pod);
+        runtime.records().keep(&kept)?;
         let clock: Clock = Arc::new(monotonic_ns);
-        let mut core = Core::new(pod.clone(), memory.clone(), &runtime, backends, clock)?;
+        let mut core = Core::new(kept, memory.clone(), &runtime, backends, clock)?;
         if !takeover {
             core.revive();
         }
         runtime.mark_running(pod_id)?;
+        let pod = core.pod.clone();
         let handle = ManagerHandle::new(pod, memory, runtime.path(), core.recorder.epoch())
             .map_err(io_failed("make an eventfd"))?;
         let unadopted = core
@@ -196,6 +195,32 @@ impl Manager {
     pub fn run(self) -> Result<Outcome, ManagerError> {
         driver::run(self)
     }
+}
+
+/// The pod, and its memory. A pod that was left running is what it was then, and not what the pod
+/// file says now: that is for [`reload`](crate::api::PodControl::reload).
+fn open_memory(
+    pod: Pod,
+    runtime: &RuntimeFolder,
+) -> Result<(KeptPod, Arc<PodMemory>), ManagerError> {
+    let left = runtime.kept().filter(|_| runtime.was_left_running());
+    // Whoever removed the memory has no use for it.
+    if let Some(left) = left.filter(|left| left.pod.memory.path.exists()) {
+        let memory = PodMemory::open(&left.pod.memory.path, &Geometry::of(&left.pod))?;
+        if runtime.is_takeover(memory.header().pod_id()) {
+            if left.pod != pod {
+                log::warn!(
+                    "{}: the pod file is not as the pod runs; `lupin-vmm pod reload` says what \
+                     differs, and applies what can be",
+                    pod.file.display()
+                );
+            }
+            return Ok((left, Arc::new(memory)));
+        }
+    }
+    let memory = PodMemory::open(&pod.memory.path, &Geometry::of(&pod))?;
+    let added = Default::default();
+    Ok((KeptPod { pod, added }, Arc::new(memory)))
 }
 
 /// A node that runs and is not in the pod file would be nobody's to watch.
@@ -258,13 +283,19 @@ fn io_failed<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Mana
 }
 
 #[cfg(test)]
+mod drain_test;
+#[cfg(test)]
 mod fake;
 #[cfg(test)]
 mod fence_test;
 #[cfg(test)]
 mod hook_test;
 #[cfg(test)]
+mod hostile_test;
+#[cfg(test)]
 mod manager_test;
+#[cfg(test)]
+mod members_test;
 #[cfg(test)]
 mod steer_test;
 #[cfg(test)]

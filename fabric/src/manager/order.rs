@@ -57,6 +57,11 @@ impl Core {
             NodeAction::Restart { grace_ms } => self.order(id, grace(grace_ms), Then::Restart),
             NodeAction::Stop { grace_ms } => self.order(id, grace(grace_ms), Then::Down),
             NodeAction::Start {} => self.start_again(id),
+            NodeAction::Drain { wait_ms, grace_ms } => {
+                self.drain(id, grace(wait_ms), grace(grace_ms))
+            }
+            NodeAction::CancelDrain {} => self.cancel_drain(id),
+            NodeAction::Remove { grace_ms } => self.remove(id, grace(grace_ms)),
         }
     }
 
@@ -76,13 +81,13 @@ impl Core {
     }
 
     /// An operator wants a running node to end.
-    fn order(&mut self, id: NodeId, grace: Duration, then: Then) -> Result<(), ControlError> {
+    pub fn order(&mut self, id: NodeId, grace: Duration, then: Then) -> Result<(), ControlError> {
         self.known(id)?;
         let now = self.now();
         let Some(life) = self.running(id) else {
             let why = match then {
                 Then::Restart => "it does not run; `start` starts a node that is down",
-                Then::Down => "only a node that runs can be stopped",
+                Then::Down | Then::Removed => "only a node that runs can be stopped",
             };
             return Err(self.wrong_state(id, why));
         };
@@ -100,18 +105,24 @@ impl Core {
             asked_ns: now,
             until_ns,
             grace_ms: grace.as_millis() as u64,
+            drain_until_ns: None,
         };
-        crash::point("intent");
-        self.known(id)?
-            .folder
-            .write_intent(&intent)
-            .map_err(|e| ControlError::NotRecorded { why: e.to_string() })?;
+        self.put_on_record(id, &intent)?;
         self.begin_order(id, &intent, can_be_asked);
         Ok(())
     }
 
+    /// Puts on record what shall happen after a life. Whatever was wanted before is not any more.
+    pub fn put_on_record(&mut self, id: NodeId, intent: &Intent) -> Result<(), ControlError> {
+        crash::point("intent");
+        self.known(id)?
+            .folder
+            .write_intent(intent)
+            .map_err(|e| ControlError::NotRecorded { why: e.to_string() })
+    }
+
     /// The intent is on record.
-    fn begin_order(&mut self, id: NodeId, intent: &Intent, can_be_asked: bool) {
+    pub fn begin_order(&mut self, id: NodeId, intent: &Intent, can_be_asked: bool) {
         self.announce(id, intent);
         if can_be_asked {
             self.ask_to_end(id);
@@ -146,6 +157,10 @@ impl Core {
             self.recorder.event(EventKind::NodeStopping, Some(id), note);
         }
         if let Some(node) = self.nodes.get_mut(&id) {
+            node.drain = None;
+            if intent.then == Then::Removed {
+                node.leaving_ns = Some(0);
+            }
             node.phase = Phase::Ordered(Order {
                 asked_ns: intent.asked_ns,
                 until_ns: intent.until_ns,
@@ -206,6 +221,9 @@ impl Core {
     fn start_again(&mut self, id: NodeId) -> Result<(), ControlError> {
         let now = self.now();
         let node = self.known(id)?;
+        if node.leaving_ns.is_some() {
+            return Err(self.wrong_state(id, "it is being removed; `pod add` adds it again then"));
+        }
         match node.phase {
             Phase::Down => {
                 let generation = self.recorder.generation(id);

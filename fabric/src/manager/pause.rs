@@ -51,6 +51,9 @@ impl Core {
     pub fn pause(&mut self, id: NodeId) -> Result<(), ControlError> {
         let since_ns = self.now();
         let node = self.known(id)?;
+        if node.drain.is_some() {
+            return Err(self.wrong_state(id, "call the drain off first: `pod drain --cancel`"));
+        }
         if !matches!(node.phase, Phase::Joined(_)) {
             return Err(self.wrong_state(id, "only a node that has joined can be paused"));
         }

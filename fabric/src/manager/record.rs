@@ -207,6 +207,9 @@ fn more(kind: EventKind, note: &Note) -> String {
         EventKind::HookStarted => format!(": process {first}"),
         EventKind::HookFailed => format!(": status {first}, signal {second}"),
         EventKind::NodeStopping => format!(": it has {first} ms"),
+        EventKind::NodeDraining => format!(": for {first} ms at most"),
+        EventKind::NodeDrained if first == u64::MAX => ": its agent did not say".into(),
+        EventKind::NodeDrained => format!(": {first} members left"),
         _ => String::new(),
     }
 }

@@ -13,8 +13,10 @@ use crate::runtime::{NodeRecord, RuntimeError};
 use crate::sys::process::host_boot_id;
 
 impl Core {
-    /// Starts a node if it waits, its time has come, and nothing of its last life is left.
+    /// Starts a node if it waits, its time has come, and nothing of its last life is left; or
+    /// removes it then, if it is to be.
     pub fn advance(&mut self, id: NodeId) {
+        self.forget(id);
         let now = self.now();
         let ready = self.nodes.get(&id).is_some_and(|node| {
             node.remains.is_none()

@@ -14,7 +14,9 @@
 //! ```
 //!
 //! On the way a joined node may be paused and resumed ([`pause`](super::pause)), and a running one
-//! may be asked to end ([`order`](super::order)): both are states in which it can fail.
+//! may be asked to end ([`order`](super::order)), perhaps after a while in which it is left alone
+//! ([`drain`](super::drain)): all these are states in which it can fail. A node that is down may be
+//! removed ([`members`](super::members)).
 //!
 //! Every state is in the generation table as well, and written there before anything that
 //! follows from it is done: whoever takes over reads there how far the manager had come.
@@ -22,7 +24,7 @@
 //! The state machine never blocks and makes no thread: what takes time it asks of its driver
 //! with an [`Effect`], and hears the outcome as a call.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +34,7 @@ use lupin_abi::{Cause, Generation, NodeId};
 
 use super::Clock;
 use super::backoff::{Ending, Histories};
+use super::drain::Drain;
 use super::hook::Hook;
 use super::judge::Judge;
 use super::order::Order;
@@ -40,7 +43,7 @@ use super::record::Recorder;
 use crate::memory::PodMemory;
 use crate::podfile::{Backend, Node, Pod};
 use crate::power::{Instance, PowerControl, StartRequest};
-use crate::runtime::{NodeFolder, RuntimeError, RuntimeFolder};
+use crate::runtime::{KeptPod, NodeFolder, PodFolder, RuntimeError, RuntimeFolder};
 
 /// The power backends of a manager.
 #[derive(Clone)]
@@ -125,12 +128,35 @@ pub(super) struct NodeControl {
     /// The process of a life that is fenced, until it is gone; killed at that time.
     pub remains: Option<(Arc<dyn Instance>, u64)>,
     pub histories: Histories,
+    /// It has joined and drains.
+    pub drain: Option<Drain>,
+    /// It is to be removed as soon as nothing of it is left, not before this time of the clock.
+    pub leaving_ns: Option<u64>,
     /// For operators: why it does not run.
     pub detail: Option<String>,
     /// From start to join, in this life.
     pub joined_in_ns: Option<u64>,
     /// How often it was suspected to hang and lived, under this manager.
     pub false_alarms: u64,
+}
+
+impl NodeControl {
+    /// A node that does not run.
+    pub fn new(spec: Node, folder: NodeFolder) -> Self {
+        Self {
+            spec,
+            folder,
+            phase: Phase::Down,
+            life: None,
+            remains: None,
+            histories: Histories::default(),
+            drain: None,
+            leaving_ns: None,
+            detail: None,
+            joined_in_ns: None,
+            false_alarms: 0,
+        }
+    }
 }
 
 /// One life of a node.
@@ -143,6 +169,10 @@ pub(super) struct Life {
 /// The state machine of a pod.
 pub(super) struct Core {
     pub pod: Arc<Pod>,
+    /// The nodes that came while the pod ran.
+    pub added: BTreeSet<NodeId>,
+    /// Where records are kept.
+    pub folder: PodFolder,
     pub memory: Arc<PodMemory>,
     pub backends: Backends,
     pub clock: Clock,
@@ -158,30 +188,23 @@ pub(super) struct Core {
 impl Core {
     /// Takes charge of the pod. Nothing is started or adopted yet.
     pub fn new(
-        pod: Arc<Pod>,
+        kept: KeptPod,
         memory: Arc<PodMemory>,
         runtime: &RuntimeFolder,
         backends: Backends,
         clock: Clock,
     ) -> Result<Self, RuntimeError> {
+        let folder = runtime.records();
         let mut nodes = BTreeMap::new();
-        for spec in &pod.nodes {
-            let node = NodeControl {
-                spec: spec.clone(),
-                folder: runtime.node(&spec.name)?,
-                phase: Phase::Down,
-                life: None,
-                remains: None,
-                histories: Histories::default(),
-                detail: None,
-                joined_in_ns: None,
-                false_alarms: 0,
-            };
+        for spec in &kept.pod.nodes {
+            let node = NodeControl::new(spec.clone(), folder.node(&spec.name)?);
             nodes.insert(spec.id, node);
         }
         Ok(Self {
             recorder: Recorder::take_charge(memory.clone(), clock.clone()),
-            pod,
+            pod: Arc::new(kept.pod),
+            added: kept.added,
+            folder,
             memory,
             backends,
             clock,

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lupin_abi::Cause;
-use lupin_abi::event::{Event, EventKind};
+use lupin_abi::event::EventKind;
 use lupin_abi::fabric::NodeState;
 
 use super::crash::injection::kill_at;
-use super::fake::{Agents, FakeManager, World, id};
+use super::fake::{Agents, FakeManager, World, id, is_wrong_state, newest};
 use crate::api::{ControlError, NodeAction};
 
 const RESTART: NodeAction = NodeAction::Restart { grace_ms: 1000 };
@@ -16,36 +16,6 @@ const STOP: NodeAction = NodeAction::Stop { grace_ms: 1000 };
 const PAUSE: NodeAction = NodeAction::Pause {};
 const RESUME: NodeAction = NodeAction::Resume {};
 const START: NodeAction = NodeAction::Start {};
-
-impl FakeManager {
-    fn steer(&mut self, node: u32, action: NodeAction) -> Result<(), ControlError> {
-        let done = self.core.steer(id(node), action);
-        self.settle();
-        done
-    }
-
-    /// Lets time pass in which healthy nodes beat.
-    fn live(&mut self, ticks: u32) {
-        for _ in 0..ticks {
-            self.world.join_all();
-            self.world.beat_all_but(&[]);
-            self.tick();
-        }
-    }
-}
-
-fn newest(world: &World, node: u32, kind: EventKind) -> Event {
-    let of_node = |e: &Event| e.node == node && e.kind == kind;
-    world.events().into_iter().rfind(of_node).unwrap()
-}
-
-fn is_wrong_state(refused: Result<(), ControlError>, word: &str) {
-    let error = refused.unwrap_err();
-    assert!(
-        matches!(error, ControlError::WrongState { .. }) && error.to_string().contains(word),
-        "{error}"
-    );
-}
 
 #[test]
 fn a_paused_node_is_not_a_failed_node() {

@@ -33,7 +33,7 @@ impl Core {
         let mut others = Vec::new();
         for (id, node) in &mut self.nodes {
             let beats = match (&mut node.phase, &node.life, &node.remains) {
-                (Phase::Joined(judge), Some(life), None) => self
+                (Phase::Joined(judge), Some(life), None) if node.drain.is_none() => self
                     .memory
                     .node(*id)
                     .filter(|section| section.agent() == (AgentState::Joined, life.generation))
@@ -62,7 +62,10 @@ impl Core {
         };
         match phase {
             Phase::Starting => self.look_for_join(id, now),
-            Phase::Joined(_) => self.look_at_heartbeat(id, now),
+            Phase::Joined(_) => {
+                self.look_at_heartbeat(id, now);
+                self.look_at_drain(id, now);
+            }
             Phase::Failing(_) => self.look_at_fence(id, now),
             Phase::Paused(_) => self.look_at_pause(id, now),
             Phase::Ordered(_) => self.look_at_order(id, now),
@@ -98,8 +101,10 @@ impl Core {
                 let beats = self.memory.node(id).map_or(0, |section| section.beats());
                 let judge = Judge::new(&self.pod.heartbeat, now, beats);
                 // An adopted node has joined before, and that was told.
-                let joined = self.recorder.fabric().entry(id).state() == NodeState::Joined
-                    && self.recorder.has(EventKind::NodeJoined, id, generation);
+                let state = self.recorder.fabric().entry(id).state();
+                let joined = state == NodeState::Draining
+                    || state == NodeState::Joined
+                        && self.recorder.has(EventKind::NodeJoined, id, generation);
                 if !joined {
                     self.recorder.set_state(id, NodeState::Joined);
                     let note = Note::of(generation, Cause::None, &[waited]);
@@ -191,6 +196,7 @@ impl Core {
     fn stopping(&mut self, id: NodeId, now: u64) {
         if let Some(node) = self.nodes.get_mut(&id) {
             let until_ns = now.saturating_add(STOPPING_BOUND_NS);
+            node.drain = None;
             node.phase = Phase::Stopping { until_ns };
         }
     }

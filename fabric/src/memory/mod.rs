@@ -24,6 +24,7 @@ use lupin_abi::fabric::FabricSection;
 use lupin_abi::node::NodeSection;
 use lupin_abi::{AttachError, NodeId, PodHeader};
 
+use crate::podfile::Pod;
 use map::Mapping;
 
 /// The shape of a pod memory, as a pod file asks for it.
@@ -108,6 +109,18 @@ pub enum MemoryError {
         /// The path.
         path: PathBuf,
     },
+}
+
+impl Geometry {
+    /// What a pod file asks for.
+    pub fn of(pod: &Pod) -> Self {
+        Self {
+            name: pod.name.clone(),
+            node_capacity: pod.memory.node_capacity,
+            system: pod.memory.system,
+            pool: pod.memory.pool,
+        }
+    }
 }
 
 impl PodMemory {

@@ -486,6 +486,15 @@ fn check_policies(
     Ok(Policies { default, on })
 }
 
+pub(super) fn check_sharing(pod: &Pod) -> Result<(), PodFileError> {
+    let text = std::fs::read_to_string(&pod.file).unwrap_or_default();
+    let complain = Complaint {
+        file: &pod.file,
+        text: &text,
+    };
+    disks::check_sharing(&complain, &pod.nodes)
+}
+
 pub(super) fn check_host(pod: &Pod, limits: &HostLimits) -> Result<(), PodFileError> {
     // Only to say where; it was read before.
     let text = std::fs::read_to_string(&pod.file).unwrap_or_default();

@@ -9,12 +9,14 @@
 //! |---|---|
 //! | `raw` | the file as written, in serde's terms |
 //! | `disks` | which nodes share which images |
+//! | `compare` | the pod file beside the pod that runs |
 //! | `check` | from the raw file to a checked [`Pod`], and the check against the host |
 //! | `policy` | what is done when a node ends |
 //! | `line` | where in the file a key stands |
 //! | [`size`] | sizes such as `256M` |
 
 mod check;
+mod compare;
 mod disks;
 mod line;
 mod policy;
@@ -28,13 +30,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lupin_abi::NodeId;
+use serde::{Deserialize, Serialize};
 
 pub use check::HostLimits;
+pub use compare::{Difference, Effect, compare};
 pub use policy::{Policies, Restart};
 pub use raw::{BackendKind, DeadlineClock, DiskAccess, RestartKind};
 
 /// A pod file that was read and checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
     /// Where it was read from.
     pub file: PathBuf,
@@ -55,7 +59,7 @@ pub struct Pod {
 }
 
 /// The `[memory]` table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
     /// The file; absolute.
     pub path: PathBuf,
@@ -68,7 +72,7 @@ pub struct Memory {
 }
 
 /// The `[manager]` table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backup {
     /// Whether the manager starts one, and another whenever that ends.
     pub wanted: bool,
@@ -77,7 +81,7 @@ pub struct Backup {
 }
 
 /// The `[api]` table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Api {
     /// Whether HTTP is served on a UNIX socket in the runtime folder.
     pub socket: bool,
@@ -86,7 +90,7 @@ pub struct Api {
 }
 
 /// HTTP over TCP.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiTcp {
     /// Address and port.
     pub listen: SocketAddr,
@@ -95,7 +99,7 @@ pub struct ApiTcp {
 }
 
 /// The `[heartbeat]` table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// Between two beats of an agent.
     pub period: Duration,
@@ -110,7 +114,7 @@ pub struct Heartbeat {
 }
 
 /// One `[[node]]`, with the `[defaults]` applied.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// Its number.
     pub id: NodeId,
@@ -123,7 +127,7 @@ pub struct Node {
 }
 
 /// What runs a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Backend {
     /// A KVM guest.
     Kvm(Guest),
@@ -142,7 +146,7 @@ impl Backend {
 }
 
 /// What a KVM guest boots.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guest {
     /// The kernel image (bzImage); absolute.
     pub kernel: PathBuf,
@@ -159,7 +163,7 @@ pub struct Guest {
 }
 
 /// A disk of a guest.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     /// The image or block device; absolute.
     pub path: PathBuf,
@@ -240,6 +244,11 @@ impl Pod {
     /// For the first thing that is wrong.
     pub fn check_host(&self, limits: &HostLimits) -> Result<(), PodFileError> {
         check::check_host(self, limits)
+    }
+
+    /// Checks that no image is written by one node and used by another.
+    pub(crate) fn check_sharing(&self) -> Result<(), PodFileError> {
+        check::check_sharing(self)
     }
 
     /// The node of an id.

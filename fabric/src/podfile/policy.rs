@@ -15,7 +15,7 @@ pub(super) const MOST_DELAYS: usize = 32;
 pub(super) const LONGEST_DELAY: Duration = Duration::from_secs(3600);
 
 /// What to do when a node ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restart {
     /// Always or never.
     pub kind: RestartKind,
@@ -29,7 +29,7 @@ pub struct Restart {
 }
 
 /// What a node's end leads to, by cause.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policies {
     /// For every cause without a policy of its own.
     pub default: Restart,

@@ -1,6 +1,6 @@
 //! The pod file as it is written.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::policy::On;
 use super::size::Size;
@@ -166,7 +166,7 @@ impl Node {
 }
 
 /// The values of `heartbeat.clock`: what counts against a node that does not beat.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeadlineClock {
     /// Time in which the host let it run.
@@ -186,7 +186,7 @@ pub enum BackendKind {
 }
 
 /// The values of `access` of a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DiskAccess {
     /// The node cannot write. Any number of nodes may share the image.
@@ -201,7 +201,7 @@ pub enum DiskAccess {
 }
 
 /// The values of `restart`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartKind {
     /// Start the node again whatever ended it.

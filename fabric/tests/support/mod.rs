@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use lupin_abi::fabric::FabricSection;
+use lupin_abi::fabric::{FabricSection, NodeState};
 use lupin_abi::layout::{HEADER_SIZE, Range};
 use lupin_abi::node::{AgentState, NodeSection};
 use lupin_abi::{NodeId, PodHeader};
@@ -149,8 +149,13 @@ pub fn node_program() {
     if mode == "tree" && flag("--node") == 1 {
         node_child("branch");
     }
+    let entry = memory.fabric().entry(NodeId::new(flag("--node")).unwrap());
     loop {
         section.beat();
+        if entry.state() == NodeState::Draining {
+            // It has no groups.
+            section.report_members_left(entry.since_ns(), 0);
+        }
         std::thread::sleep(Duration::from_millis(8));
     }
 }
@@ -269,7 +274,6 @@ impl TestPod {
     }
 
     pub fn wait_joined(&self, generations: &[u32]) -> PodStatus {
-        use lupin_abi::fabric::NodeState;
         let mut last = None;
         let begin = Instant::now();
         loop {
@@ -288,6 +292,17 @@ impl TestPod {
             assert!(begin.elapsed() < PATIENCE, "{last:?}\n{}", self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(&self.runtime()).unwrap()
+    }
+
+    /// Whether a node has joined in this generation.
+    pub fn has_joined(&self, name: &str, generation: u32) -> bool {
+        let status = self.status();
+        let node = status.find(name);
+        node.is_some_and(|n| n.state == NodeState::Joined && n.generation == generation)
     }
 
     pub fn log(&self) -> String {

@@ -46,6 +46,9 @@ pub enum GroupError {
     /// The lock cannot be had.
     #[error("the groups' lock: {0}")]
     Lock(#[from] LockError),
+    /// This node is about to be stopped.
+    #[error("this node drains: it will be stopped and admits no new member; join on another node")]
+    Draining,
     /// This node was declared dead.
     #[error("this node was declared dead: it changes nothing in the pod any more")]
     Fenced,
@@ -59,7 +62,7 @@ impl GroupError {
             Self::Exists(_) => RefusalCode::Exists,
             Self::NotFound(_) => RefusalCode::NotFound,
             Self::Denied { .. } => RefusalCode::Permission,
-            Self::Busy { .. } => RefusalCode::Busy,
+            Self::Busy { .. } | Self::Draining => RefusalCode::Busy,
             Self::Full(_) => RefusalCode::NoSpace,
             Self::Quota(_) => RefusalCode::Limit,
             Self::Salt(_) | Self::Lock(_) | Self::Fenced => RefusalCode::Failed,

@@ -447,3 +447,34 @@ fn a_fenced_node_changes_nothing() {
     one.groups.bury_nodes();
     assert_eq!(one.groups.section().head(), 1);
 }
+
+#[test]
+fn a_node_that_drains_admits_nobody_and_says_who_is_left() {
+    let pod = TestPod::new();
+    pod.live(1, 1);
+    let mut agent = Agent::new(&pod, 1, 1);
+    create(&mut agent, "g");
+    let (one, two) = (agent.register(1), agent.register(2));
+    agent.join("g", one);
+    let section = |agent: &Agent, since| agent.groups.memory.node().members_left(since);
+    agent.groups.report_drain();
+    assert_eq!(section(&agent, 7), None, "it does not drain");
+    let entry = pod.fabric().entry(lupin_abi::NodeId::new(1).unwrap());
+    entry.set_state(lupin_abi::fabric::NodeState::Draining, 7);
+    let refused = agent.groups.join("g", None, &[two], &peer(2)).unwrap_err();
+    assert!(matches!(refused, GroupError::Draining), "{refused}");
+    assert_eq!(refused.code(), RefusalCode::Busy);
+    agent.groups.report_drain();
+    assert_eq!(section(&agent, 7), Some(1));
+    agent.groups.leave(None, &[one]).unwrap();
+    agent.groups.report_drain();
+    assert_eq!(section(&agent, 7), Some(0));
+    // Called off, and asked for again: the report of before is worth nothing.
+    entry.set_state(lupin_abi::fabric::NodeState::Joined, 8);
+    agent.join("g", two);
+    entry.set_state(lupin_abi::fabric::NodeState::Draining, 9);
+    assert_eq!(section(&agent, 9), None);
+    agent.groups.report_drain();
+    assert_eq!(section(&agent, 9), Some(1));
+    audit(&agent.groups);
+}

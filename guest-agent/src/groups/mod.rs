@@ -17,6 +17,7 @@
 
 mod admission;
 mod deaths;
+mod drain;
 mod error;
 mod watch;
 
@@ -285,6 +286,9 @@ impl Groups {
         threads: &[Thread],
         peer: &Peer,
     ) -> Result<(GroupId, u64), GroupError> {
+        if self.draining().is_some() {
+            return Err(GroupError::Draining);
+        }
         let guard = self.lock(LOCK_TIMEOUT)?;
         let (id, entry, group) = self.find(name).ok_or_else(|| not_found(name))?;
         admission::admit(&group, secret, peer)?;

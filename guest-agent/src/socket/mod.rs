@@ -418,6 +418,8 @@ impl Server {
     /// Sends subscribers what happened since; the ring is the truth, whoever rang.
     pub fn pump_events(&mut self, poller: &Poller) {
         self.look_for_failures(poller);
+        // The manager rings when a node is to drain.
+        self.groups.report_drain();
         let ids: Vec<u32> = self
             .clients
             .iter()

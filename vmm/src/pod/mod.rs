@@ -12,6 +12,7 @@ mod exec;
 mod place;
 mod ps;
 mod record;
+mod reload;
 mod steer;
 mod text;
 mod timeline;
@@ -66,6 +67,18 @@ enum PodCommand {
     Stop(EndArgs),
     /// Starts a node that is down, or that waits for its time to be started again.
     Start(NodeArgs),
+    Drain(DrainArgs),
+    /// Takes a node of the pod file into the running pod, and starts it.
+    ///
+    /// Write the node into the pod file first. Its id may be any up to memory.node_capacity that the
+    /// pod does not use; an id that was used before goes on with its generations.
+    Add(NodeArgs),
+    /// Ends a node and takes it out of the pod for good.
+    ///
+    /// For its peers this is a failure: its generation is raised, and it never goes back. Take the
+    /// node out of the pod file, too, or the next `pod up` starts it again.
+    Rm(EndArgs),
+    Reload(ReloadArgs),
     Upgrade(UpgradeArgs),
     Exec(ExecArgs),
     Console(ConsoleArgs),
@@ -184,8 +197,42 @@ struct UpgradeArgs {
     timeout: Duration,
 }
 
-/// One node, and how long to wait for it.
+/// Applies what has changed in the pod file to the running pod, and says what differs.
+///
+/// Nodes that are new in the file are added; policies and hooks change at once, kernels, sizes and
+/// disks of a guest when it is started the next time. What cannot change while the pod runs is
+/// named, and the exit status is 4 then. A node that is missing in the file is not removed: that is
+/// for rm.
 #[derive(Debug, Args)]
+struct ReloadArgs {
+    /// Pod file or name.
+    pod: OsString,
+    /// Only say what would be done.
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON: one object a difference, one line each.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Lets the groups of a node move off it, and then stops it.
+///
+/// Its agent admits no new member, and everybody can read its state, `draining`. As soon as no member of
+/// a group is left on it, or after --wait, it is ended as by stop. A drain holds across managers.
+#[derive(Debug, Args)]
+struct DrainArgs {
+    #[command(flatten)]
+    end: EndArgs,
+    /// How long the groups may take to move off.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    wait: Duration,
+    /// Call a drain off that is under way.
+    #[arg(long, conflicts_with_all = ["wait", "grace"])]
+    cancel: bool,
+}
+
+/// One node, and how long to wait for it.
+#[derive(Clone, Debug, Args)]
 struct NodeArgs {
     /// Pod file or name.
     pod: OsString,
@@ -345,6 +392,10 @@ pub fn run(args: &PodArgs) -> i32 {
         PodCommand::Restart(args) => steer::restart(base, args),
         PodCommand::Stop(args) => steer::stop(base, args),
         PodCommand::Start(args) => steer::start(base, args),
+        PodCommand::Drain(args) => steer::drain(base, args),
+        PodCommand::Add(args) => steer::add(base, args),
+        PodCommand::Rm(args) => steer::rm(base, args),
+        PodCommand::Reload(args) => reload::reload(base, args),
         PodCommand::Upgrade(args) => upgrade::upgrade(base, args),
         PodCommand::Exec(args) => exec::exec(base, args),
         PodCommand::Console(args) => console::console(base, args),

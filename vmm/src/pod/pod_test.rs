@@ -7,7 +7,8 @@ use lupin_abi::layout::FABRIC_SIZE;
 use lupin_abi::{Event, NodeId};
 use lupin_fabric::agent_link::AgentLink;
 use lupin_fabric::api::{
-    CONTROL_SOCKET, NodeAction, NodeStatus, PodControl, PodPhase, PodStatus, Server,
+    CONTROL_SOCKET, Difference, Effect, NodeAction, NodeStatus, PodControl, PodPhase, PodStatus,
+    Server,
 };
 
 use super::*;
@@ -90,6 +91,20 @@ impl PodControl for FakeManager {
         let mut asked = self.asked.lock().unwrap();
         asked.push(format!("upgrade {program:?}"));
         Ok(())
+    }
+
+    fn add(&self, node: &str) -> Result<NodeId, ControlError> {
+        self.asked.lock().unwrap().push(format!("add {node}"));
+        Ok(NodeId::new(2).unwrap())
+    }
+
+    fn reload(&self, dry_run: bool) -> Result<Vec<Difference>, ControlError> {
+        self.asked.lock().unwrap().push(format!("reload {dry_run}"));
+        Ok(vec![Difference {
+            what: "[memory]".into(),
+            effect: Effect::Refused,
+            why: Some("because".into()),
+        }])
     }
 
     fn link(&self, node: NodeId) -> Result<Arc<AgentLink>, ControlError> {
@@ -190,13 +205,38 @@ fn commands_end_with_the_status_that_the_help_promises() {
     );
     assert_eq!(bench.run(&["console", "demo", "n9"]), status::WRONG_STATE);
     assert_eq!(bench.run(&["console", "demo", "n1"]), status::FAILED);
+    for words in [
+        &["add", "demo", "n2", "--no-wait"][..],
+        &["drain", "demo", "n2", "--wait", "1s", "--no-wait"],
+        // It does not drain.
+        &["drain", "demo", "n2", "--cancel"],
+        &["rm", "demo", "n2", "--grace", "0s", "--no-wait"],
+    ] {
+        assert_eq!(bench.run(words), status::OK, "{words:?}");
+    }
+    // Something was refused.
+    assert_eq!(bench.run(&["reload", "demo"]), status::WRONG_STATE);
+    let dry_run = ["reload", "demo", "--dry-run", "--json"];
+    assert_eq!(bench.run(&dry_run), status::WRONG_STATE);
     // Up, a second time.
     assert_eq!(bench.run(&["up", &file]), status::WRONG_STATE);
     // Down: told, but this manager never ends.
     let down = ["down", "demo", "--grace", "1s", "--timeout", "50ms"];
     assert_eq!(bench.run(&down), status::TIMEOUT);
     let asked = bench.manager.asked.lock().unwrap().clone();
-    assert_eq!(asked, ["kill 2", "down 1s"]);
+    assert_eq!(
+        asked,
+        [
+            "kill 2",
+            "add n2",
+            "Drain { wait_ms: 1000, grace_ms: 5000 } 2",
+            "CancelDrain 2",
+            "Remove { grace_ms: 0 } 2",
+            "reload false",
+            "reload true",
+            "down 1s",
+        ]
+    );
     bench.server = None;
     for words in [
         &["down", "demo"][..],
@@ -268,6 +308,9 @@ fn arguments_are_checked_before_anything_is_done() {
         &["down", "p", "--grace", "soon"],
         &["up"],
         &["restart", "p"],
+        &["drain", "p", "n", "--cancel", "--wait", "1s"],
+        &["add", "p"],
+        &["reload", "p", "n"],
         &["console", "p", "n", "-f", "--previous"],
     ] {
         assert!(parse(bad).is_err(), "{bad:?}");

@@ -1,4 +1,5 @@
-//! `pod pause`, `resume`, `restart`, `stop`, `start`: one node, and waiting until it is done.
+//! `pod pause`, `resume`, `restart`, `stop`, `start`, `drain`, `add`, `rm`: one node, and waiting
+//! until it is done.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -7,12 +8,12 @@ use lupin_abi::Event;
 use lupin_abi::event::EventKind;
 use lupin_abi::fabric::NodeState;
 use lupin_fabric::api::client::StreamItem;
-use lupin_fabric::api::{NodeAction, NodeStatus};
+use lupin_fabric::api::{Client, NodeAction, NodeStatus};
 
 use super::place::Place;
 use super::text::span;
 use super::timeline::words;
-use super::{EndArgs, Failure, NodeArgs, status};
+use super::{DrainArgs, EndArgs, Failure, NodeArgs, status};
 
 /// Between looks at the pod.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
@@ -46,6 +47,55 @@ pub(super) fn stop(base: &Path, args: &EndArgs) -> Result<i32, Failure> {
 
 pub(super) fn start(base: &Path, args: &NodeArgs) -> Result<i32, Failure> {
     steer(base, args, NodeAction::Start {}, joined)
+}
+
+pub(super) fn drain(base: &Path, args: &DrainArgs) -> Result<i32, Failure> {
+    let node = &args.end.node;
+    if args.cancel {
+        return steer(base, node, NodeAction::CancelDrain {}, |news| {
+            match news.kind() {
+                Some(EventKind::DrainCancelled) => Some(Done::Yes),
+                // It did not drain.
+                _ if news.is(NodeState::Joined) => Some(Done::Yes),
+                _ => None,
+            }
+        });
+    }
+    let action = NodeAction::Drain {
+        wait_ms: millis(args.wait),
+        grace_ms: millis(args.end.grace),
+    };
+    let node = NodeArgs {
+        timeout: node.timeout + args.wait + args.end.grace,
+        ..node.clone()
+    };
+    steer(base, &node, action, |news| match news.kind() {
+        Some(EventKind::NodeDown) => Some(Done::Yes),
+        Some(EventKind::DrainCancelled) => Some(Done::No),
+        _ if news.is(NodeState::Down) => Some(Done::Yes),
+        _ => None,
+    })
+}
+
+pub(super) fn rm(base: &Path, args: &EndArgs) -> Result<i32, Failure> {
+    let grace_ms = millis(args.grace);
+    steer(base, &args.node, NodeAction::Remove { grace_ms }, |news| {
+        (news.kind() == Some(EventKind::NodeRemoved)).then_some(Done::Yes)
+    })
+}
+
+pub(super) fn add(base: &Path, args: &NodeArgs) -> Result<i32, Failure> {
+    let place = Place::find(base, &args.pod)?;
+    let failed = |e| Failure::of_client(&place, &e);
+    let mut client = place.connect()?;
+    let next = client.status().map_err(failed)?.newest_event + 1;
+    client.add(&args.node).map_err(failed)?;
+    let id = client.status().map_err(failed)?;
+    let id = id.find(&args.node).map(|node| node.id);
+    match id {
+        Some(id) if !args.no_wait => wait(&place, &mut client, args, (id, next), joined),
+        _ => Ok(status::OK),
+    }
 }
 
 /// Whether the node has come back.
@@ -103,7 +153,20 @@ fn steer(
     let Some(id) = before.find(&args.node).map(|node| node.id) else {
         return Ok(status::OK);
     };
-    let (began, mut next) = (Instant::now(), before.newest_event + 1);
+    let next = before.newest_event + 1;
+    wait(&place, &mut client, args, (id, next), judge)
+}
+
+/// Waits until the events of a node, from a number on, or its state, say that it is done.
+fn wait(
+    place: &Place,
+    client: &mut Client,
+    args: &NodeArgs,
+    (id, mut next): (u32, u64),
+    judge: impl Fn(&News<'_>) -> Option<Done>,
+) -> Result<i32, Failure> {
+    let failed = |e| Failure::of_client(place, &e);
+    let began = Instant::now();
     loop {
         let pod = client.status().map_err(failed)?;
         // After the snapshot: what it shows has been told by then.
@@ -116,8 +179,13 @@ fn steer(
             next = event.seq + 1;
             if event.node == id {
                 eprintln!("  {}", words(&event, &args.node));
-                if let Some(Done::Yes) = judge(&News::Event(&event)) {
-                    return Ok(status::OK);
+                match judge(&News::Event(&event)) {
+                    Some(Done::Yes) => return Ok(status::OK),
+                    Some(Done::No) => {
+                        let what = words(&event, &args.node);
+                        return Err(Failure::general(what));
+                    }
+                    None => {}
                 }
             }
         }

@@ -87,10 +87,31 @@ pub(super) fn words(event: &Event, name: &str) -> String {
             let then = match second {
                 1 => "to be started again",
                 2 => "to stay down",
+                3 => "to be removed",
                 _ => "in a way that this version does not know",
             };
             let grace = span(first.saturating_mul(1_000_000));
             format!("{name} was asked to end within {grace}, {then}")
+        }
+        EventKind::NodeDraining => {
+            let wait = span(first.saturating_mul(1_000_000));
+            format!("{name} drains: its groups have {wait} to move off it")
+        }
+        EventKind::NodeDrained => match first {
+            0 => format!("{name} is left by all groups after {}", span(second)),
+            u64::MAX => format!(
+                "{name} is ended after {}; its agent did not say who is left",
+                span(second)
+            ),
+            left => format!(
+                "{name} is ended after {} with {left} members of groups on it",
+                span(second)
+            ),
+        },
+        EventKind::DrainCancelled => format!("{name} goes on as before: its drain was called off"),
+        EventKind::NodeAdded => format!("{name} was added to the pod"),
+        EventKind::NodeRemoved => {
+            format!("{name} was removed from the pod at generation {generation}")
         }
         EventKind::JoinTimeout => format!("{name} did not join within {}", span(first)),
     }

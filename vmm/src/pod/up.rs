@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -42,12 +42,11 @@ const CONSOLE_LINES: usize = 12;
 /// What the manager of the pod says, if one runs. One that ends before it answers runs no more: a
 /// process that it was about to start kept its socket open a moment longer than itself.
 fn running(place: &Place) -> Result<Option<PodStatus>, Failure> {
-    if !place.runs() {
-        return Ok(None);
-    }
     match Client::connect(&place.folder).and_then(|mut client| client.status()) {
         Ok(status) => Ok(Some(status)),
         Err(ClientError::Closed | ClientError::NotRunning { .. }) => Ok(None),
+        // No socket can have this path. The manager says so, and what to do.
+        Err(ClientError::Io(e)) if e.kind() == ErrorKind::InvalidInput => Ok(None),
         Err(e) => Err(Failure::of_client(place, &e)),
     }
 }
@@ -114,8 +113,12 @@ pub(super) fn up(base: &Path, args: &UpArgs) -> Result<i32, Failure> {
     let mut pod = first;
     loop {
         let all_told = progress.tell(&pod);
-        let joined =
-            |node: &NodeStatus| matches!(node.state, NodeState::Joined | NodeState::Paused);
+        let joined = |node: &NodeStatus| {
+            matches!(
+                node.state,
+                NodeState::Joined | NodeState::Paused | NodeState::Draining
+            )
+        };
         if all_told && pod.nodes.iter().all(joined) {
             eprintln!(
                 "pod {} is up: {} in {}",
@@ -319,7 +322,7 @@ impl Progress {
         pod.nodes
             .iter()
             .filter(|node| match node.state {
-                NodeState::Joined | NodeState::Paused => false,
+                NodeState::Joined | NodeState::Paused | NodeState::Draining => false,
                 NodeState::Down => true,
                 _ => {
                     let began = self.began.get(&node.id).copied().unwrap_or_default();
@@ -351,6 +354,7 @@ fn news(node: &NodeStatus) -> Option<String> {
         NodeState::Down => format!("{name} is down ({cause})"),
         NodeState::Paused => format!("{name} is paused{pid}"),
         NodeState::Stopping => format!("{name} was asked to end{pid}"),
+        NodeState::Draining => format!("{name} drains{pid}"),
     })
 }
 
