@@ -20,7 +20,7 @@ fn of_node(document: &DeTable<'_>, rest: &str, value: &str) -> Option<usize> {
     let DeValue::Array(nodes) = document.get("node")?.get_ref() else {
         return None;
     };
-    let tables = nodes.iter().filter_map(|node| match node.get_ref() {
+    let mut tables = nodes.iter().filter_map(|node| match node.get_ref() {
         DeValue::Table(table) => Some(table),
         _ => None,
     });
@@ -32,7 +32,7 @@ fn of_node(document: &DeTable<'_>, rest: &str, value: &str) -> Option<usize> {
         None => (rest, value.trim_matches('"'), rest),
     };
     let named = |table: &&DeTable<'_>| table.get(which).is_some_and(|v| is(v.get_ref(), id));
-    let table = tables.filter(named).last()?;
+    let table = tables.rfind(named)?;
     find(table, field)
         .or_else(|| match document.get("defaults")?.get_ref() {
             DeValue::Table(defaults) => find(defaults, field),
