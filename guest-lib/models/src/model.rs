@@ -23,7 +23,7 @@ pub struct Model {
     /// Whether it excludes by stores and loads of two words, each side its own first: that needs
     /// `SeqCst`, which loom has for fences only.
     pub is_dekker: bool,
-    /// Whether its scene takes long to set up, so that the short form runs it less often.
+    /// Whether an execution of it takes long, so that the short form makes fewer.
     pub is_heavy: bool,
 }
 
@@ -75,8 +75,8 @@ impl LoomRun {
 
 /// Executions of a model in the short form, and in the long form, before its search is given up.
 const EXECUTIONS: [u64; 2] = [60_000, 400_000];
-/// The same of a scene that takes long to set up.
-const HEAVY_EXECUTIONS: u64 = 8_000;
+/// The same of a scene of which an execution takes long.
+const HEAVY_EXECUTIONS: u64 = 60_000;
 
 impl Model {
     /// What most models are: all actors die, sleepers wait to be woken, and shuttle only. Their

@@ -16,7 +16,7 @@ pub(super) const MODELS: &[Model] = &[
     Model {
         name: "queue.pass",
         scene: pass,
-        loom: Some(LoomRun::long(0)),
+        loom: Some(LoomRun::long(1)),
         is_heavy: true,
         ..Model::WITH_DEATHS
     },
@@ -54,7 +54,7 @@ pub(super) const MODELS: &[Model] = &[
     Model {
         name: "list.pass",
         scene: in_turn::<List<'static>>,
-        loom: Some(LoomRun::long(0)),
+        loom: Some(LoomRun::long(1)),
         is_heavy: true,
         ..Model::WITH_DEATHS
     },
