@@ -352,6 +352,31 @@ const EXPLAINED: &[Explained] = &[
         reason: "a look: whoever goes on loads the head again, which acquires",
     },
     Explained {
+        file: "sync/barrier.rs",
+        function: "state",
+        numbers: &[1],
+        reason: "its SeqCst: loom's fence at the arrival before it is enough",
+    },
+    Explained {
+        file: "sync/barrier.rs",
+        function: "look",
+        numbers: &[1, 2, 3],
+        reason: "redundant beside the barriers at the arrival before it and in the wake-up after it, \
+                 as long as seats do not change hands, which they do in no scene of this sweep",
+    },
+    Explained {
+        file: "sync/barrier.rs",
+        function: "look",
+        numbers: &[4],
+        reason: "redundant beside the verdict",
+    },
+    Explained {
+        file: "sync/barrier.rs",
+        function: "finish_break",
+        numbers: &[],
+        reason: "needed by two who end the same break; these models leave one survivor",
+    },
+    Explained {
         file: "wait/futex.rs",
         function: "wake",
         numbers: &[],
