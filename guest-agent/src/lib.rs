@@ -57,5 +57,6 @@ mod task;
 pub mod threads;
 pub mod wakes;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzz"))]
+#[cfg_attr(not(test), allow(dead_code, reason = "the tests use more of it"))]
 mod test_pod;

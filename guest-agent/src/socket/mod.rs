@@ -14,6 +14,8 @@
 
 mod deaths;
 mod exit;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod groups;
 mod limits;
 mod packet;
@@ -554,6 +556,9 @@ fn listen_on(path: &Path) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+#[cfg(test)]
+#[path = "fuzz_test.rs"]
+mod fuzz_test;
 #[cfg(test)]
 #[path = "groups_test.rs"]
 mod groups_test;
