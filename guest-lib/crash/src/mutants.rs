@@ -45,6 +45,13 @@ pub const EXPLAINED: &[Explained] = &[
               sleeps are bounded in any case",
     },
     Explained {
+        file: "wait/parking.rs",
+        text: "or32(self.classes, own, Ordering::Relaxed);",
+        changes_nothing: false,
+        why: "says that somebody sleeps to whoever wakes, which takes two threads; sleeps are \
+              bounded in a case, and without a bound in the models",
+    },
+    Explained {
         file: "collections/journal.rs",
         text: "let _ = cas64( &header.hint,",
         changes_nothing: true,
