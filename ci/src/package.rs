@@ -15,8 +15,11 @@ use crate::products::{self, Profile};
 /// The time that everything in the package carries: that of its changelog.
 const TIME: &str = "1793491200";
 
-/// The program that the package is for.
+/// The program that the package is for, and named after.
 const AGENT: &str = "lupin-guest-agent";
+
+/// What it installs in `/usr/bin`.
+const PROGRAMS: [&str; 2] = [AGENT, "lupin-supervise"];
 
 /// Where the files of the package are in the checkout.
 const SOURCES: &str = "guest-agent/debian";
@@ -107,11 +110,11 @@ pub(crate) fn run(args: &PackageArgs) -> Result<PathBuf, PackageError> {
         None if args.dev => products::build(Profile::Dev)?,
         None => products::build(Profile::Release)?,
     };
-    build(&bin_dir.join(AGENT), &args.output)
+    build(&bin_dir, &args.output)
 }
 
-/// Packs the agent `program` into a package in `folder`; returns where that is.
-pub(crate) fn build(program: &Path, folder: &Path) -> Result<PathBuf, PackageError> {
+/// Packs the programs in `bin_dir` into a package in `folder`; returns where that is.
+pub(crate) fn build(bin_dir: &Path, folder: &Path) -> Result<PathBuf, PackageError> {
     let staged = tempfile::tempdir().map_err(at(Path::new("a temporary folder")))?;
     let root = staged.path();
     // Inside the temporary folder, which is closed to others.
@@ -124,9 +127,12 @@ pub(crate) fn build(program: &Path, folder: &Path) -> Result<PathBuf, PackageErr
         Ok::<_, PackageError>(text.replace("@VERSION@", version))
     };
 
-    put(&tree.join("usr/bin").join(AGENT), 0o755, |to| {
-        fs::copy(program, to).map(|_| ()).map_err(at(program))
-    })?;
+    for name in PROGRAMS {
+        let program = bin_dir.join(name);
+        put(&tree.join("usr/bin").join(name), 0o755, |to| {
+            fs::copy(&program, to).map(|_| ()).map_err(at(&program))
+        })?;
+    }
     for (source, place, mode) in FILES {
         let text = read(source)?;
         put(&tree.join(place), mode, |to| {
@@ -207,9 +213,10 @@ mod tests {
     #[test]
     fn a_package_holds_what_it_should_and_is_the_same_every_time() {
         let folder = tempfile::tempdir().unwrap();
-        let program = folder.path().join("agent");
-        fs::write(&program, b"a program").unwrap();
-        let package = build(&program, folder.path()).unwrap();
+        for name in PROGRAMS {
+            fs::write(folder.path().join(name), b"a program").unwrap();
+        }
+        let package = build(folder.path(), folder.path()).unwrap();
         let contents = ask("--contents", &package);
         for (_, place, _) in FILES {
             assert!(contents.contains(place), "{place}: {contents}");
@@ -220,20 +227,26 @@ mod tests {
             "{contents}"
         );
         let programs: Vec<_> = contents.lines().filter(|l| l.starts_with("-rwx")).collect();
-        assert!(programs.len() == 1 && programs[0].ends_with("usr/bin/lupin-guest-agent"));
+        assert_eq!(programs.len(), PROGRAMS.len(), "{programs:?}");
+        for (line, name) in programs.iter().zip(PROGRAMS) {
+            assert!(line.ends_with(&format!("usr/bin/{name}")), "{line}");
+        }
         let control = ask("--field", &package);
         for blank in ["@VERSION@", "@SIZE@"] {
             assert!(!control.contains(blank), "{control}");
         }
         let first = fs::read(&package).unwrap();
-        build(&program, folder.path()).unwrap();
+        build(folder.path(), folder.path()).unwrap();
         assert!(fs::read(&package).unwrap() == first);
     }
 
     #[test]
     fn a_missing_agent_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let error = build(Path::new("/nonexistent/agent"), folder.path()).unwrap_err();
-        assert!(error.to_string().contains("/nonexistent/agent"), "{error}");
+        let error = build(Path::new("/nonexistent"), folder.path()).unwrap_err();
+        assert!(
+            error.to_string().contains("/nonexistent/lupin-guest-agent"),
+            "{error}"
+        );
     }
 }

@@ -8,10 +8,11 @@ use crate::host::{self, RunError, say};
 use crate::setup::Cache;
 
 /// The products: their crate and their name.
-const PRODUCTS: [(&str, &str); 4] = [
+const PRODUCTS: [(&str, &str); 5] = [
     ("lupin-vmm", "lupin-vmm"),
     ("lupin-fabric", "lupin-fabricd"),
     ("lupin-guest-agent", "lupin-guest-agent"),
+    ("lupin-guest-agent", "lupin-supervise"),
     ("lupin-wordcount", "lupin-wordcount"),
 ];
 

@@ -1,133 +1,17 @@
 //! Groups as programs use them: the library, two agents as programs of their own, and deaths.
 
-use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+#[path = "support/host.rs"]
+mod host;
 
+use std::path::Path;
+use std::time::Duration;
+
+use host::Host;
 use lupin::client::{End, What};
 use lupin::{Admission, GroupEvent, Membership, Patience, Pod, Secret};
-use lupin_abi::NodeId;
-use lupin_abi::fabric::{FabricSection, NodeState};
-use lupin_abi::layout::{MIN_SYSTEM_SIZE, PodHeader, SectionKind};
-use lupin_abi::node::{AgentState, NodeSection};
-use lupin_guest_agent::memory::mapping::Mapping;
-use nix::sys::eventfd::EventFd;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, pause};
-
-const AGENT: &str = env!("CARGO_BIN_EXE_lupin-guest-agent");
-const NODES: u32 = 2;
-
-/// Pod memory as the manager has it, and the agents' folder.
-struct Host {
-    header: PodHeader,
-    file: File,
-    memory: Mapping,
-    folder: tempfile::TempDir,
-}
-
-impl Host {
-    fn new() -> Self {
-        let header = PodHeader::new(0xabcd, "groups", NODES, MIN_SYSTEM_SIZE, 16 << 20).unwrap();
-        let file = File::from(memfd_create("pod", MFdFlags::MFD_CLOEXEC).unwrap());
-        file.set_len(header.total_size()).unwrap();
-        let nodes = (1..=NODES).map(|id| {
-            let range = header.node(NodeId::new(id).unwrap()).unwrap();
-            (SectionKind::Node, id, range)
-        });
-        for (kind, id, range) in nodes.chain([
-            (SectionKind::Instances, 0, header.instances()),
-            (SectionKind::System, 0, header.kernel()),
-        ]) {
-            let bytes = header.encode_section(kind, id, range.size);
-            file.write_all_at(&bytes, range.offset).unwrap();
-        }
-        file.write_all_at(&header.encode(), 0).unwrap();
-        let memory = Mapping::new(&file, 0, header.total_size(), true).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        Self {
-            header,
-            file,
-            memory,
-            folder,
-        }
-    }
-
-    fn socket(&self, node: u32) -> PathBuf {
-        self.folder.path().join(format!("agent{node}.sock"))
-    }
-
-    fn live(&self, node: u32, generation: u32) {
-        // SAFETY: the mapping begins with the fabric section and lives as long as `self`.
-        let fabric = unsafe { FabricSection::from_ptr(self.memory.base()) };
-        let entry = fabric.entry(NodeId::new(node).unwrap());
-        entry.set_generation(generation);
-        entry.set_state(NodeState::Joined, 0);
-    }
-
-    fn node(&self, node: u32) -> &NodeSection {
-        let range = self.header.node(NodeId::new(node).unwrap()).unwrap();
-        // SAFETY: inside the mapping, which lives as long as `self`.
-        unsafe { NodeSection::from_ptr(self.memory.base().add(range.offset as usize)) }
-    }
-
-    /// Starts an agent and waits until it has joined.
-    fn agent(&self, node: u32, generation: u32) -> Agent {
-        let (doorbell, folder) = (EventFd::new().unwrap(), tempfile::tempdir().unwrap());
-        let listener = UnixListener::bind(folder.path().join("manager.sock")).unwrap();
-        let passed: [RawFd; 3] = [
-            self.file.as_raw_fd(),
-            listener.as_raw_fd(),
-            doorbell.as_fd().as_raw_fd(),
-        ];
-        let mut command = Command::new(AGENT);
-        command
-            .args(["--namespace", "--pod-memory-fd=40", "--heartbeat-ms=8"])
-            .args(["--agent-listener-fd=41", "--doorbell-fd=42"])
-            .arg(format!("--node={node}"))
-            .arg(format!("--generation={generation}"))
-            .arg("--socket")
-            .arg(self.socket(node))
-            .stdin(Stdio::null());
-        let dup = move || {
-            for (fd, target) in passed.iter().zip(40..) {
-                // SAFETY: system calls on descriptors of the child alone, after the fork.
-                if unsafe { libc::dup2(*fd, target) } < 0 {
-                    return Err(std::io::Error::last_os_error());
-                }
-            }
-            Ok(())
-        };
-        // SAFETY: the closure makes system calls only.
-        unsafe { command.pre_exec(dup) };
-        let agent = Agent(command.spawn().unwrap());
-        let start = Instant::now();
-        while self.node(node).agent() != (AgentState::Joined, generation)
-            || self.node(node).agent_process().0 != agent.0.id()
-        {
-            assert!(start.elapsed() < Duration::from_secs(60), "no agent");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        agent
-    }
-}
-
-/// Killed when dropped.
-struct Agent(Child);
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn attach(socket: &Path) -> Pod {
     let patience = Patience {

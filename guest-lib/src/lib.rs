@@ -15,6 +15,7 @@
 //! | [`log`] | one atomic change of several words |
 //! | [`buddy`] | large chunks; the allocator of a whole pod |
 //! | [`work`] | jobs cut into units that survive their workers |
+//! | [`supervise`] | threads that are restarted, and move off nodes that died |
 //! | [`wait`] | how waiting is bounded |
 //!
 //! ```no_run
@@ -64,6 +65,7 @@ pub mod pod_safe;
 pub mod revocation;
 mod seal;
 pub mod shm;
+pub mod supervise;
 pub mod sync;
 #[cfg(test)]
 mod test_memory;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use lupin::ClientError;
 use lupin::client::RefusalCode;
+use lupin::supervise::SuperviseError;
 use lupin::work::WorkError;
 
 /// Why a command failed.
@@ -74,6 +75,9 @@ pub enum Error {
     /// The agent.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// The team.
+    #[error(transparent)]
+    Team(#[from] SuperviseError),
     /// The job.
     #[error(transparent)]
     Work(#[from] WorkError),

@@ -56,6 +56,13 @@ enum Command {
         /// Threads; by default one for each processor of this node.
         #[arg(long, value_parser = value_parser!(u32).range(1..=256))]
         threads: Option<u32>,
+        /// Work as this node's part of a team: thread ids, as FIRST-LAST, spread over the nodes that
+        /// name the same. Those of a node or process that dies are taken over by the living.
+        #[arg(long, value_name = "IDS", value_parser = ids, conflicts_with = "threads")]
+        team: Option<(u32, u32)>,
+        /// Begin once so many nodes are in the team, or after ten seconds.
+        #[arg(long, value_name = "NODES", default_value_t = 1, requires = "team", value_parser = value_parser!(u32).range(1..=1024))]
+        gather: u32,
         /// Milliseconds to sleep in each unit before its result is committed: makes a small job
         /// long enough to be watched, and to be killed in the middle of a unit.
         #[arg(long, default_value_t = 0, value_parser = value_parser!(u64).range(0..=1000))]
@@ -104,6 +111,15 @@ enum Command {
     Plain,
 }
 
+/// `FIRST-LAST`, or one id.
+fn ids(text: &str) -> Result<(u32, u32), String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    match (first.parse(), last.parse()) {
+        (Ok(first), Ok(last)) if 0 < first && first <= last => Ok((first, last)),
+        _ => Err("not a range of thread ids, as in 1001-1008".into()),
+    }
+}
+
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -126,13 +142,19 @@ fn run(command: Command) -> Result<(), Error> {
         Command::Work {
             job,
             threads,
+            team,
+            gather,
             linger_ms,
             json,
         } => {
             let processors = || std::thread::available_parallelism().map_or(1, |n| n.get());
             let threads = threads.map_or_else(processors, |threads| threads as usize);
             let linger = Duration::from_millis(linger_ms);
-            let manner = work::Manner { threads, linger };
+            let workers = match team {
+                Some((first, last)) => work::Workers::Team(first..=last, gather),
+                None => work::Workers::Own(threads),
+            };
+            let manner = work::Manner { workers, linger };
             say(&work::work(&job, manner, json)?)?;
         }
         Command::Status {

@@ -143,7 +143,7 @@ pub fn remove(name: &str) -> Result<(), Error> {
     let start = Instant::now();
     loop {
         match pod.remove_segment(&segment) {
-            Ok(()) => return Ok(()),
+            Ok(()) => break,
             Err(error)
                 if error.refusal() == Some(RefusalCode::Busy) && start.elapsed() < LETTING_GO =>
             {
@@ -151,5 +151,10 @@ pub fn remove(name: &str) -> Result<(), Error> {
             }
             Err(error) => return Err(Error::opening(name, error)),
         }
+    }
+    // The group of its team, if it was worked on by one.
+    match pod.remove_group(&segment) {
+        Err(error) if error.refusal() != Some(RefusalCode::NotFound) => Err(error.into()),
+        _ => Ok(()),
     }
 }

@@ -1,10 +1,16 @@
 //! `work`: take part in a job until it is complete.
+//!
+//! Alone, with threads of any id, or as a part of a team: threads of given ids, spread over the nodes
+//! that take part, of which the living take over those of the dead.
 
+use std::ops::RangeInclusive;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use lupin::Pod;
 use lupin::shm::Access;
+use lupin::supervise::{Begun, Team};
 use lupin::work::{Job, ResultBlock, WorkError, Worker, WorkerStats};
+use lupin::{InstanceId, Pod};
 
 use crate::error::Error;
 use crate::map::Mapper;
@@ -18,6 +24,27 @@ pub struct Done {
     pub map: WorkerStats,
     /// The reduce phase.
     pub reduce: WorkerStats,
+}
+
+/// Threads of a team that began here, for people.
+fn describe_lives(lives: &[Begun]) -> String {
+    let of = |begun: &Begun| match begun.from {
+        Some(node) => format!("{} (from node {node})", begun.thread),
+        None => begun.thread.to_string(),
+    };
+    let lives: Vec<String> = lives.iter().map(of).collect();
+    format!("; threads here: {}", lives.join(", "))
+}
+
+/// The same, for programs.
+fn json_of_lives(lives: &[Begun]) -> String {
+    let of = |begun: &Begun| {
+        let from = begun.from.map_or(0, |node| node.get());
+        let (id, generation) = (begun.thread.id(), begun.thread.generation());
+        format!("{{\"thread\":{id},\"generation\":{generation},\"from\":{from}}}")
+    };
+    let lives: Vec<String> = lives.iter().map(of).collect();
+    format!(",\"lives\":[{}]}}", lives.join(","))
 }
 
 impl Done {
@@ -70,11 +97,23 @@ impl Done {
     }
 }
 
+/// Who works.
+#[derive(Clone, Debug)]
+pub enum Workers {
+    /// So many threads of this process, of any ids.
+    Own(usize),
+    /// This node's part of these ids, once so many nodes take part.
+    Team(RangeInclusive<u32>, u32),
+}
+
+/// How long a team waits for its nodes.
+const GATHERING: Duration = Duration::from_secs(10);
+
 /// How to work.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Manner {
-    /// Threads.
-    pub threads: usize,
+    /// Who works.
+    pub workers: Workers,
     /// How long to sleep in each unit before its result is committed.
     pub linger: Duration,
 }
@@ -86,10 +125,48 @@ pub fn work(job_name: &str, manner: Manner, json: bool) -> Result<String, Error>
     let segment = segment::open(&pod, job_name, Access::ReadWrite)?;
     let (job, plan) = segment::job(&pod, &segment)?;
     let start = Instant::now();
+    let work_as = |thread| work_thread(&pod, &job, &plan, manner.linger, thread);
+    let (total, lives) = match manner.workers {
+        Workers::Own(threads) => (work_alone(&pod, threads, work_as)?, None),
+        Workers::Team(ids, nodes) => {
+            // The segment's name is the job's, and so its group's.
+            let team = Team::new(&pod, segment::name(job_name)?, ids).gather(nodes, GATHERING);
+            let total = Mutex::new(Done::default());
+            let lives = team.run(|thread| {
+                let done = work_as(thread.instance())?;
+                let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
+                total.add(&done);
+                Ok::<_, Error>(())
+            })?;
+            let total = total.into_inner().unwrap_or_else(PoisonError::into_inner);
+            (total, Some(lives))
+        }
+    };
+    let (node, took) = (pod.node().get(), start.elapsed());
+    let lives = lives.as_deref();
+    Ok(if json {
+        let mut line = total.json(job_name, node, took);
+        if let Some(lives) = lives {
+            line.pop();
+            line += &json_of_lives(lives);
+        }
+        line
+    } else {
+        total.describe(job_name, node, took) + &lives.map(describe_lives).unwrap_or_default()
+    })
+}
+
+fn work_alone(
+    pod: &Pod,
+    threads: usize,
+    work_as: impl Fn(InstanceId) -> Result<Done, Error> + Sync,
+) -> Result<Done, Error> {
     let results: Vec<Result<Done, Error>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..manner.threads)
-            .map(|_| scope.spawn(|| work_thread(&pod, &job, &plan, manner.linger)))
-            .collect();
+        let work = || {
+            let thread = pod.register_thread(None)?;
+            work_as(thread.instance())
+        };
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         let join = |worker: std::thread::ScopedJoinHandle<'_, _>| {
             worker
                 .join()
@@ -101,17 +178,18 @@ pub fn work(job_name: &str, manner: Manner, json: bool) -> Result<String, Error>
     for result in results {
         total.add(&result?);
     }
-    let (node, took) = (pod.node().get(), start.elapsed());
-    Ok(match json {
-        true => total.json(job_name, node, took),
-        false => total.describe(job_name, node, took),
-    })
+    Ok(total)
 }
 
-fn work_thread(pod: &Pod, job: &Job<'_>, plan: &Plan, linger: Duration) -> Result<Done, Error> {
-    let thread = pod.register_thread(None)?;
+fn work_thread(
+    pod: &Pod,
+    job: &Job<'_>,
+    plan: &Plan,
+    linger: Duration,
+    thread: InstanceId,
+) -> Result<Done, Error> {
     let judge = pod.threads_alive();
-    let mut worker = Worker::new(thread.instance(), judge);
+    let mut worker = Worker::new(thread, judge);
     let (map, units) = run_map(job, plan, linger, &mut worker)?;
     worker.stats = WorkerStats::default();
     run_reduce(job, plan, &units, linger, &mut worker)?;

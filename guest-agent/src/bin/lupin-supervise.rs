@@ -1,0 +1,39 @@
+//! `lupin-supervise`: see the module `supervise` of the agent's library.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use log::{LevelFilter, error};
+use lupin_guest_agent::supervise::{FAILED, Options, run};
+
+fn main() -> ExitCode {
+    let options = match Options::try_parse() {
+        Ok(options) => options,
+        Err(error) => {
+            // Help and version are no errors, and go to standard output.
+            let code = if error.use_stderr() { FAILED } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    env_logger::Builder::new()
+        .filter_level(LevelFilter::Info)
+        .parse_env("LUPIN_LOG")
+        .format(|out, record| {
+            use std::io::Write;
+            writeln!(
+                out,
+                "lupin-supervise: {}: {}",
+                record.level(),
+                record.args()
+            )
+        })
+        .init();
+    match run(&options) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            error!("{error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
