@@ -33,6 +33,7 @@ use crate::poll::{Poller, Source};
 use crate::segments::Segments;
 use crate::socket::Server;
 use crate::threads::Threads;
+use crate::upgrade::Successor;
 
 /// How often the agent looks around without being woken: wake-ups may be lost.
 const TICK: Duration = Duration::from_millis(250);
@@ -222,6 +223,7 @@ pub fn block_signals() -> Result<SigSet, Errno> {
         Signal::SIGPWR,
         Signal::SIGHUP,
         Signal::SIGCHLD,
+        Signal::SIGUSR2,
     ] {
         signals.add(signal);
     }
@@ -240,6 +242,9 @@ pub struct Agent {
     pod: Option<Pod>,
     shutdown: Option<Shutdown>,
     next_tick: Instant,
+    /// `None`: this agent can have no successor in its process.
+    successor: Option<Successor>,
+    upgrade: bool,
 }
 
 impl Agent {
@@ -254,6 +259,7 @@ impl Agent {
         doorbell: Option<Doorbell>,
         link: Link,
         membership: Option<Membership>,
+        successor: Option<Successor>,
     ) -> Result<Self, AgentError> {
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals =
@@ -271,6 +277,8 @@ impl Agent {
             pod: None,
             shutdown: None,
             next_tick: Instant::now() + TICK,
+            successor,
+            upgrade: false,
         })
     }
 
@@ -298,6 +306,9 @@ impl Agent {
             }
             if self.shutdown.is_some() {
                 self.reap();
+            }
+            if self.upgrade {
+                self.make_room();
             }
             let now = Instant::now();
             if let Some(shutdown) = &mut self.shutdown
@@ -402,6 +413,10 @@ impl Agent {
             match Signal::try_from(info.ssi_signo.cast_signed()) {
                 Ok(Signal::SIGCHLD) => self.reap(),
                 Ok(Signal::SIGHUP) => {}
+                Ok(Signal::SIGUSR2) => {
+                    info!("asked to make room for a successor");
+                    self.upgrade = true;
+                }
                 Ok(signal) if self.role.is_init() => {
                     info!("{signal}");
                     self.begin_shutdown(DEFAULT_GRACE);
@@ -433,6 +448,32 @@ impl Agent {
             }
             self.link.on_exit(status);
         });
+    }
+
+    /// Becomes the successor, once nothing is under way that would be lost: the pipes of the
+    /// manager's commands, and a segment that is being scrubbed for somebody who waits.
+    fn make_room(&mut self) {
+        let is_busy = self.pod.as_ref().is_some_and(|pod| pod.server.has_work());
+        let waits = self.membership.is_some() || !self.link.pids().is_empty() || is_busy;
+        if self.shutdown.is_some() || waits {
+            return;
+        }
+        self.upgrade = false;
+        let Some(successor) = &self.successor else {
+            return warn!("this agent cannot have a successor in its process");
+        };
+        let error = match successor.exec() {
+            Err(error) => error,
+            Ok(never) => match never {},
+        };
+        self.report_line(&format!(
+            "the successor cannot be executed: {error}; this agent stays"
+        ));
+    }
+
+    fn report_line(&mut self, line: &str) {
+        error!("{line}");
+        self.link.log(line);
     }
 
     fn begin_shutdown(&mut self, grace: Duration) {
@@ -481,8 +522,7 @@ impl Agent {
 
     /// Tells the manager, if it listens, and the log why there is no part in the pod.
     pub fn report(&mut self, error: &AgentError) {
-        error!("{error}");
-        self.link.log(&error.to_string());
+        self.report_line(&error.to_string());
     }
 }
 

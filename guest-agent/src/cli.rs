@@ -21,7 +21,9 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
                   3  pod memory refused: header, version, size or checksum\n  \
                   4  devices of the pod memory are missing or cannot be bound\n\n\
                   An agent that is init does not exit on 3 and 4: it stays reachable for the \
-                  fabric manager, without being part of the pod."
+                  fabric manager, without being part of the pod.\n\n\
+                  SIGUSR2: become the successor, the file at this program's path, without an end of \
+                  the node, its processes, or their memberships."
 )]
 pub struct Options {
     /// Be init: reap orphans, and end the whole node on SIGTERM or on request

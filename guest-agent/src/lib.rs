@@ -32,6 +32,7 @@
 //! | [`doorbell`] | somebody says that something happened |
 //! | [`init`] | reaping and the node's end |
 //! | [`agent`] | all of it together |
+//! | [`upgrade`] | becoming the next version |
 //! | [`supervise`] | the program beside it, that begins other programs again |
 //!
 //! Nothing that a process, a peer node or a manager sends ends the agent: its end is its node's.
@@ -57,6 +58,7 @@ pub mod socket;
 pub mod supervise;
 mod task;
 pub mod threads;
+pub mod upgrade;
 pub mod wakes;
 
 #[cfg(any(test, feature = "fuzz"))]

@@ -1,6 +1,7 @@
 //! From a command line to a running agent.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 
 use log::{info, warn};
 use lupin_abi::port::{AGENT_PORT, FABRIC_PORT};
@@ -21,6 +22,7 @@ use crate::memory::sysfs::DaxBus;
 use crate::memory::{Backend, MemoryError};
 use crate::poll::Poller;
 use crate::priority;
+use crate::upgrade::Successor;
 
 /// Descriptors that the agent may need: clients, processes, segments.
 const DESCRIPTORS: u64 = 8192;
@@ -29,7 +31,9 @@ struct Plan {
     /// `None`: not a node of a pod.
     pod: Option<(Identity, FindMemory)>,
     endpoint: Option<Endpoint>,
-    doorbell: Option<std::os::fd::OwnedFd>,
+    doorbell: Option<OwnedFd>,
+    /// Descriptors that a successor is to inherit as well, by their flags.
+    inherited: Vec<(&'static str, OwnedFd)>,
 }
 
 /// Runs the agent to its end.
@@ -55,6 +59,9 @@ pub fn run(options: &Options, signals: &SigSet) -> Result<(), AgentError> {
         }
         Err(error) => return Err(error),
     };
+    let successor = Successor::new(plan.inherited)
+        .inspect_err(|error| warn!("/proc/self/exe: {error}: no upgrade in place"))
+        .ok();
     let identity = plan.pod.as_ref().map(|(identity, _)| *identity);
     let introduction = Introduction {
         node: identity.map_or(0, |i| i.node.get()),
@@ -91,7 +98,7 @@ pub fn run(options: &Options, signals: &SigSet) -> Result<(), AgentError> {
     if let Err(error) = priority::raise() {
         info!("no raised priority ({error}): a busy node learns of failures late");
     }
-    let mut agent = Agent::new(poller, role, signals, doorbell, link, membership)?;
+    let mut agent = Agent::new(poller, role, signals, doorbell, link, membership, successor)?;
     if let Some(error) = trouble {
         agent.report(&error);
     }
@@ -117,11 +124,15 @@ fn plan(options: &Options) -> Result<Plan, AgentError> {
 }
 
 fn namespace(options: &Options) -> Result<Plan, AgentError> {
-    let take = |flag: &str, fd: Option<i32>| {
+    let mut inherited = Vec::new();
+    let mut take = |flag: &'static str, fd: Option<i32>| {
         fd.map(|fd| {
-            inherit(fd).map_err(|e| {
+            let taken = inherit(fd).map_err(|e| {
                 AgentError::Arguments(format!("--{flag} {fd}: not an inherited descriptor: {e}"))
-            })
+            })?;
+            let kept = taken.try_clone();
+            inherited.push((flag, kept.map_err(|e| AgentError::os("duplicate", e))?));
+            Ok::<_, AgentError>(taken)
         })
         .transpose()
     };
@@ -136,10 +147,13 @@ fn namespace(options: &Options) -> Result<Plan, AgentError> {
             .map_err(|e| MemoryError::os("duplicate the pod memory's descriptor", e))?;
         Ok(Box::new(PodFile::new(memory, identity)?) as Box<dyn Backend>)
     });
+    let endpoint = take("agent-listener-fd", options.agent_listener_fd)?.map(Endpoint::Listener);
+    let doorbell = take("doorbell-fd", options.doorbell_fd)?;
     Ok(Plan {
         pod: Some((identity, find)),
-        endpoint: take("agent-listener-fd", options.agent_listener_fd)?.map(Endpoint::Listener),
-        doorbell: take("doorbell-fd", options.doorbell_fd)?,
+        endpoint,
+        doorbell,
+        inherited,
     })
 }
 
@@ -178,6 +192,7 @@ fn bare_guest(options: &Options) -> Plan {
         pod: None,
         endpoint: agent.map(|(fd, path)| Endpoint::Port(fd, path)),
         doorbell: port(FABRIC_PORT).map(|(fd, _)| fd),
+        inherited: Vec::new(),
     }
 }
 
