@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex};
 use clap::Parser;
 use lupin_abi::event::{Cause, EVIDENCE_WORDS, EventKind};
 use lupin_abi::fabric::{FabricSection, NodeState};
-use lupin_abi::layout::FABRIC_SIZE;
+use lupin_abi::layout::{FABRIC_SIZE, MIN_SYSTEM_SIZE};
 use lupin_abi::{Event, NodeId};
 use lupin_fabric::agent_link::AgentLink;
 use lupin_fabric::api::{
@@ -255,7 +255,7 @@ fn the_record_outlives_the_manager() {
     bench.server = None;
     let file = bench.pod_file();
     assert_eq!(bench.run(&["events", &file]), status::NOT_RUNNING);
-    let header = lupin_abi::PodHeader::new(7, "demo", 1, 6 << 20, 2 << 20).unwrap();
+    let header = lupin_abi::PodHeader::new(7, "demo", 1, MIN_SYSTEM_SIZE, 2 << 20).unwrap();
     let mut bytes = vec![0; header.total_size() as usize];
     bytes[..256].copy_from_slice(&header.encode());
     let memory = bench.base.path().join("demo.pod");
