@@ -11,8 +11,14 @@ use super::{Job, NestedError};
 use crate::host;
 use crate::setup::Cache;
 
-/// Modules of the nested host: the port to the outside, and KVM.
-const MODULES: [&str; 4] = ["virtio_pci", "virtio_console", "irqbypass", "kvm-amd"];
+/// Modules of the nested host: the port to the outside, disks, and KVM.
+const MODULES: [&str; 5] = [
+    "virtio_pci",
+    "virtio_console",
+    "virtio_blk",
+    "irqbypass",
+    "kvm-amd",
+];
 
 /// What to run, as JSON.
 pub(super) const JOB_PATH: &str = "/etc/nested-job.json";
@@ -68,6 +74,7 @@ pub(super) fn build(cache: &Cache, job: &Job) -> Result<Image, NestedError> {
         "program": program,
         "args": job.args,
         "env": job.env,
+        "result": job.result.as_ref().map(|(there, _)| there),
     });
     archive.file(JOB_PATH, 0o644, description.to_string())?;
 

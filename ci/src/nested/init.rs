@@ -175,7 +175,23 @@ fn run_program(port: &Shared) -> io::Result<ExitStatus> {
     drop(done);
     let status = wait_as_init(Pid::from_raw(child.id().cast_signed()))?;
     drain(&all_done);
+    if let Some(path) = job["result"].as_str() {
+        send_result(port, path)?;
+    }
     Ok(status)
+}
+
+/// Sends the file that the program should have written. A program that failed may have no result,
+/// and its status tells that.
+fn send_result(port: &Shared, path: &str) -> io::Result<()> {
+    let bytes = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        read => read?,
+    };
+    for piece in bytes.chunks(MAX_PAYLOAD) {
+        send(port, &Frame::Result(piece.to_vec()))?;
+    }
+    Ok(())
 }
 
 /// Waits for the program, and buries every orphan that ends before it.

@@ -56,6 +56,8 @@ pub(crate) struct Job {
     pub(crate) files: Vec<(PathBuf, String)>,
     /// Symbolic links to make in there: link, target.
     pub(crate) links: Vec<(String, String)>,
+    /// Files of this machine that are its disks, read-only: what is too large for its memory.
+    pub(crate) disks: Vec<PathBuf>,
     pub(crate) timeout: Duration,
     pub(crate) cpus: u32,
     /// In QEMU's notation, such as `4G`.
@@ -63,6 +65,8 @@ pub(crate) struct Job {
     pub(crate) kernel: Series,
     /// Where to copy the host's console; it is shown anyway when the host fails.
     pub(crate) console: Option<PathBuf>,
+    /// A file that the program writes in there, and where it goes here.
+    pub(crate) result: Option<(String, PathBuf)>,
     /// Words in the program's output which say, if the program fails, that the emulator did.
     pub(crate) symptom: Option<&'static str>,
 }
@@ -76,11 +80,13 @@ impl Job {
             env: Vec::new(),
             files: Vec::new(),
             links: Vec::new(),
+            disks: Vec::new(),
             timeout: Duration::from_secs(900),
             cpus: default_cpus(),
             memory: "4G".into(),
             kernel: HOST_KERNEL,
             console: None,
+            result: None,
             symptom: None,
         }
     }
@@ -136,6 +142,8 @@ pub(crate) enum NestedError {
     Failed(String),
     #[error("cannot pass on the program's output: {0}")]
     Output(io::Error),
+    #[error("cannot write the program's result to {}: {source}", path.display())]
+    Result { path: PathBuf, source: io::Error },
 }
 
 impl NestedError {
@@ -212,6 +220,7 @@ fn attempt(
     let mut machine = Machine::start(cache, image, job)?;
     let mut tail = Tail::new(job)?;
     let mut symptom = Symptom::new(job);
+    let mut result = Vec::new();
     let mut up: Option<Instant> = None;
     loop {
         let event = match machine.events.recv_timeout(host::POLL) {
@@ -254,6 +263,7 @@ fn attempt(
                 symptom.look(&data);
                 pass_on(io::stderr(), &data)?;
             }
+            Some(Event::Frame(Frame::Result(data))) => result.extend(data),
             Some(Event::Frame(Frame::Failed(reason))) => return Err(NestedError::Failed(reason)),
             Some(Event::Frame(Frame::Exited(code))) if code != 0 && symptom.is_seen => {
                 return Ok(Attempt::Lost {
@@ -265,6 +275,7 @@ fn attempt(
                 });
             }
             Some(Event::Frame(Frame::Exited(code))) => {
+                keep_result(job, &result)?;
                 return Ok(Attempt::Ended(ended(Ending::Exited(code), up, retries)));
             }
             Some(Event::Frame(Frame::Killed(signal))) => {
@@ -298,6 +309,19 @@ fn ended(ending: Ending, up: Option<Instant>, retries: u32) -> Ending {
     };
     say!("nested host: {how} after {seconds:.1} s, {retries} retries");
     ending
+}
+
+/// Writes what the program left as its result, if it left anything.
+fn keep_result(job: &Job, bytes: &[u8]) -> Result<(), NestedError> {
+    match &job.result {
+        Some((_, here)) if !bytes.is_empty() => {
+            std::fs::write(here, bytes).map_err(|source| NestedError::Result {
+                path: here.clone(),
+                source,
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn pass_on(mut out: impl Write, data: &[u8]) -> Result<(), NestedError> {

@@ -21,6 +21,8 @@ pub(super) enum Frame {
     Stdout(Vec<u8>),
     /// The program wrote to its stderr.
     Stderr(Vec<u8>),
+    /// A piece of the file that is the program's result, after its end.
+    Result(Vec<u8>),
     /// The program ended with this exit code. The last frame.
     Exited(i32),
     /// This signal ended the program. The last frame.
@@ -39,6 +41,7 @@ impl Frame {
             Frame::Exited(code) => (3, &code.to_le_bytes()),
             Frame::Killed(signal) => (4, &signal.to_le_bytes()),
             Frame::Failed(reason) => (5, reason.as_bytes()),
+            Frame::Result(data) => (6, data),
         };
         let payload = &payload[..payload.len().min(MAX_PAYLOAD)];
         let mut bytes = Vec::with_capacity(5 + payload.len());
@@ -76,6 +79,7 @@ impl Frame {
             3 => Frame::Exited(number(&payload)?),
             4 => Frame::Killed(number(&payload)?),
             5 => Frame::Failed(String::from_utf8_lossy(&payload).into_owned()),
+            6 => Frame::Result(payload),
             _ => return Err(bad("a frame is of unknown kind")),
         }))
     }
@@ -95,6 +99,7 @@ mod tests {
             Frame::Ready,
             Frame::Stdout(b"out".to_vec()),
             Frame::Stderr(Vec::new()),
+            Frame::Result(b"{}".to_vec()),
             Frame::Exited(-1),
             Frame::Killed(9),
             Frame::Failed("no".into()),
