@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use lupin_images::{ImageError, KernelTree};
 
+use crate::debian::{self, DebianError};
 use crate::demo::{self, DemoArgs, DemoError};
+use crate::fence;
 use crate::host::{self, RunError, say};
 use crate::nested::{self, Ending, Job, NestedError};
 use crate::package::{self, PackageArgs, PackageError};
@@ -102,6 +104,9 @@ struct NestedRun {
     /// Put a file of this machine into the host
     #[arg(long = "file", value_name = "HERE=THERE", value_parser = parse_pair)]
     files: Vec<(String, String)>,
+    /// Give the host a file of this machine as a read-only disk: vda, vdb and so on
+    #[arg(long = "disk", value_name = "FILE")]
+    disks: Vec<PathBuf>,
     /// Set an environment variable of the program
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = parse_pair)]
     env: Vec<(String, String)>,
@@ -138,6 +143,10 @@ struct ImageArgs {
     /// Put a file of this machine into the image; may be given several times
     #[arg(long = "file", value_name = "HERE=THERE", value_parser = parse_pair)]
     files: Vec<(String, String)>,
+    /// Build a Debian with the agent's package, too: a disk image for this initramfs, to be booted
+    /// with root=/dev/vda on the command line (needs root)
+    #[arg(long, value_name = "FILE")]
+    debian: Option<PathBuf>,
     /// With the development build of the products instead of the release build
     #[arg(long, conflicts_with = "bin_dir")]
     dev: bool,
@@ -230,11 +239,27 @@ impl From<PackageError> for Failure {
     }
 }
 
+impl From<DebianError> for Failure {
+    fn from(error: DebianError) -> Self {
+        match error {
+            DebianError::Run(error) => error.into(),
+            DebianError::Setup(error) => error.into(),
+            DebianError::Package(error) => error.into(),
+            error => Self {
+                message: error.to_string(),
+                status: 1,
+            },
+        }
+    }
+}
+
 impl From<TestError> for Failure {
     fn from(error: TestError) -> Self {
         match error {
             TestError::Run(error) => error.into(),
             TestError::Setup(error) => error.into(),
+            TestError::Debian(error) => error.into(),
+            TestError::Image(error) => error.into(),
             error @ TestError::Prepare(_) => Self {
                 message: error.to_string(),
                 status: 1,
@@ -291,6 +316,9 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Mutants(args) => Ok(prover::run(Prover::Mutants, &args)?),
         Command::Models(args) => Ok(prover::run(Prover::Models, &args)?),
         Command::Bench(args) => Ok(prover::run(Prover::Bench, &args)?),
+        Command::Fence(args) if args.args.iter().any(|word| word == fence::FLAG) => {
+            Ok(fence::run(&args.args)?.status())
+        }
         Command::Fence(args) => Ok(prover::run(Prover::Fence, &args)?),
         Command::Deny => {
             deny()?;
@@ -308,6 +336,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
                 .into_iter()
                 .map(|(here, there)| (here.into(), there))
                 .collect();
+            job.disks = run.disks;
             job.env = run.env;
             job.console = run.console;
             Ok(nested::run(&job).map(Ending::status)?)
@@ -343,6 +372,9 @@ fn build_image(args: ImageArgs) -> Result<(), Failure> {
         image = image.file(here.as_ref(), there);
     }
     image.write(&kernel, &args.output)?;
+    if let Some(debian) = &args.debian {
+        debian::build(&kernel, &bin_dir, debian)?;
+    }
     say!("{} is for this kernel:", args.output.display());
     println!("{}", kernel.image().display());
     Ok(())

@@ -1,6 +1,7 @@
 //! `cargo xtask`: what the project does with itself. Set-up, tests, demo.
 
 mod cli;
+mod debian;
 mod demo;
 mod fence;
 mod host;

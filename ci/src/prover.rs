@@ -7,9 +7,7 @@
 
 use std::process::Command;
 
-use crate::fence;
 use crate::host::{self, RunError, say};
-use crate::nested::NestedError;
 use crate::products::{self, Profile};
 
 /// A program that proves or measures.
@@ -61,7 +59,7 @@ const POD_SUITES: [&str; 6] = [
 pub(crate) struct ProverArgs {
     /// Arguments for the program that does it; --help tells them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    args: Vec<String>,
+    pub(crate) args: Vec<String>,
 }
 
 /// Builds a program and returns the command that runs it.
@@ -79,7 +77,7 @@ pub(crate) fn command(prover: Prover) -> Result<Command, RunError> {
 }
 
 /// Builds and runs a program; its exit status is ours.
-pub(crate) fn run(prover: Prover, args: &ProverArgs) -> Result<u8, NestedError> {
+pub(crate) fn run(prover: Prover, args: &ProverArgs) -> Result<u8, RunError> {
     let suite = args.args.iter().find(|word| !word.starts_with('-'));
     let prover = match suite {
         Some(suite) if prover == Prover::Bench && POD_SUITES.contains(&suite.as_str()) => {
@@ -87,9 +85,6 @@ pub(crate) fn run(prover: Prover, args: &ProverArgs) -> Result<u8, NestedError> 
         }
         _ => prover,
     };
-    if prover == Prover::Fence && args.args.iter().any(|word| word == fence::FLAG) {
-        return Ok(fence::run(&args.args)?.status());
-    }
     let status = host::run(command(prover)?.args(&args.args))?;
     // Without a code it was killed by a signal, which is no verdict.
     Ok(status

@@ -6,7 +6,9 @@
 //! need is met:
 //!
 //! * `ci/tests/pod_namespace*.rs`: as root on this machine;
-//! * `ci/tests/pod_kvm*.rs` and the ignored tests of the VMM: in the nested host.
+//! * `ci/tests/pod_kvm*.rs` and the ignored tests of the VMM: in the nested host;
+//! * `ci/tests/pod_debian.rs`: in there as well, and only when asked for, since two
+//!   emulated guests take minutes to start all that a Debian starts.
 
 use std::fmt;
 use std::fs;
@@ -15,12 +17,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use lupin_images::{ImageError, KernelTree};
+
+use crate::debian::{self, DebianError};
 use crate::host::{self, RunError, say};
 use crate::leftovers::Watch;
 use crate::nested::{HOST_KERNEL, RETRY_REPORT, runner};
 use crate::products::{self, Profile};
 use crate::prover::{self, Prover};
-use crate::setup::{self, Component, SetupError};
+use crate::setup::{self, Component, Series, SetupError};
 
 /// Seconds that the tests of one binary may take in the nested host.
 const NESTED_LIMIT: u64 = 900;
@@ -59,15 +64,18 @@ pub(crate) enum Step {
     Namespace,
     /// Tests that need KVM, in the nested host
     Nested,
+    /// Pods of whole Debian systems, in the nested host; needs root; runs only when named
+    Debian,
 }
 
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 7] = [
     Step::Format,
     Step::Lint,
     Step::Unit,
     Step::Proofs,
     Step::Namespace,
     Step::Nested,
+    Step::Debian,
 ];
 
 impl fmt::Display for Step {
@@ -79,6 +87,7 @@ impl fmt::Display for Step {
             Step::Proofs => "proofs",
             Step::Namespace => "namespace pods",
             Step::Nested => "nested host",
+            Step::Debian => "Debian pods",
         })
     }
 }
@@ -90,6 +99,10 @@ pub(crate) enum TestError {
     Run(#[from] RunError),
     #[error(transparent)]
     Setup(#[from] SetupError),
+    #[error(transparent)]
+    Debian(#[from] DebianError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
     #[error("cannot prepare the test run: {0}")]
     Prepare(#[from] io::Error),
 }
@@ -108,7 +121,10 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool, TestError> {
     let started = Instant::now();
     let mut outcomes = Vec::new();
     for step in STEPS {
-        let wanted = args.only.is_empty() || args.only.contains(&step);
+        let wanted = match args.only.is_empty() {
+            true => step != Step::Debian,
+            false => args.only.contains(&step),
+        };
         if !wanted || args.skip.contains(&step) {
             continue;
         }
@@ -116,8 +132,11 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool, TestError> {
         let begun = Instant::now();
         let failure = match context.step(step) {
             Ok(()) => None,
-            Err(TestError::Run(RunError::Interrupted))
-            | Err(TestError::Setup(SetupError::Run(RunError::Interrupted))) => {
+            Err(
+                TestError::Run(RunError::Interrupted)
+                | TestError::Setup(SetupError::Run(RunError::Interrupted))
+                | TestError::Debian(DebianError::Run(RunError::Interrupted)),
+            ) => {
                 return Err(RunError::Interrupted.into());
             }
             Err(error) => Some(error.to_string()),
@@ -185,6 +204,8 @@ struct Context {
     /// A copy of this program: cargo may replace the original while tests run.
     runner: PathBuf,
     retry_report: PathBuf,
+    /// Goes away with the run.
+    folder: PathBuf,
     deadline: Instant,
 }
 
@@ -196,6 +217,7 @@ impl Context {
             filter: args.filter.clone(),
             runner,
             retry_report: folder.join("retries"),
+            folder: folder.to_owned(),
             deadline: Instant::now() + Duration::from_secs(args.time_limit * 60),
         })
     }
@@ -262,6 +284,22 @@ impl Context {
                     _ => self.run_nested(&mut pods),
                 };
                 of_vmm.and(of_pods)?;
+            }
+            Step::Debian => {
+                let cache = setup::ensure(&[
+                    Component::Kernel(HOST_KERNEL),
+                    Component::Kernel(Series::V6_1),
+                    Component::Busybox,
+                    Component::Qemu,
+                ])?;
+                products::build(Profile::Dev)?;
+                let kernel = KernelTree::open(&cache.kernel(Series::V6_1))?;
+                let disk = self.folder.join("debian.img");
+                debian::build(&kernel, &products::directory(Profile::Dev), &disk)?;
+                let mut pods = host::cargo("test");
+                pods.args(["--package", "xtask", "--test", "pod_debian"]);
+                pods.env(runner::DISK, &disk);
+                self.run_nested(&mut pods)?;
             }
         }
         Ok(())

@@ -1,7 +1,8 @@
 #!/bin/busybox sh
 # PID 1 of a pod node: makes the usual mounts, loads the modules of the pod's
 # devices, gives the virtio ports their names and becomes the guest agent.
-# There is no udev in here.
+# There is no udev in here. With root= on the command line it mounts that disk
+# instead and becomes the init of the system there.
 
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=linux
 B=/bin/busybox
@@ -21,12 +22,15 @@ $B ln -sf /proc/self/fd/2 /dev/stderr
 $B --install -s 2>/dev/null
 
 init=/usr/bin/lupin-guest-agent
-node=
+node= root= type=ext4 access=rw
 read -r cmdline </proc/cmdline
 for word in $cmdline; do
     case $word in
         lupin.init=*) init=${word#lupin.init=} ;;
         lupin.node=*) node=${word#lupin.node=} ;;
+        root=/dev/*) root=${word#root=} ;;
+        rootfstype=*) type=${word#rootfstype=} ;;
+        ro | rw) access=$word ;;
     esac
 done
 $B hostname "${node:+node}${node:-lupin}"
@@ -48,6 +52,27 @@ while read -r file; do
     $B insmod "$file" $(parameters_of "${module%.ko}") ||
         echo "lupin: cannot load $file" >/dev/console
 done </etc/lupin/modules
+
+if [ -n "$root" ]; then
+    # Disks are found while their drivers load, or a little later.
+    tries=250
+    while [ ! -b "$root" ] && [ $tries -gt 0 ]; do
+        $B sleep 0.02
+        tries=$((tries - 1))
+    done
+    $B mkdir -p /root.new
+    if ! $B mount -t "$type" -o "$access" "$root" /root.new; then
+        echo "lupin: cannot mount root=$root ($type); powering off" >/dev/console
+        $B poweroff -f
+    fi
+    for place in /dev/shm /dev/pts; do
+        $B umount "$place"
+    done
+    for place in /proc /sys /dev; do
+        $B mount -o move "$place" "/root.new$place"
+    done
+    exec $B switch_root /root.new /sbin/init
+fi
 
 name_ports() {
     $B mkdir -p /dev/virtio-ports

@@ -25,6 +25,7 @@ pub struct Module {
 pub struct KernelTree {
     release: String,
     image: PathBuf,
+    modules: PathBuf,
     files: BTreeMap<String, PathBuf>,
     builtin: BTreeSet<String>,
 }
@@ -66,6 +67,7 @@ impl KernelTree {
         Ok(Self {
             release,
             image,
+            modules,
             files,
             builtin,
         })
@@ -79,6 +81,11 @@ impl KernelTree {
     /// The file of the kernel itself (a bzImage).
     pub fn image(&self) -> &Path {
         &self.image
+    }
+
+    /// The folder of its modules, named after its release.
+    pub fn modules_dir(&self) -> &Path {
+        &self.modules
     }
 
     /// Whether there is such a module, as a file or built in. `-` and `_` are the same.

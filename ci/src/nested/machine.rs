@@ -78,6 +78,15 @@ impl Machine {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::from(OwnedFd::from(errors_inside)));
+        for (n, disk) in job.disks.iter().enumerate() {
+            // A comma in a value is written twice.
+            let file = disk.to_string_lossy().replace(',', ",,");
+            command.arg("-drive").arg(format!(
+                "if=none,id=disk{n},format=raw,readonly=on,file={file}"
+            ));
+            let device = format!("virtio-blk-pci,drive=disk{n}");
+            command.args(["-device", &device]);
+        }
         keep_open(
             &mut command,
             [

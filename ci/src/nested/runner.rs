@@ -9,10 +9,11 @@
 //! | `LUPIN_TEST_INITRAMFS` | a guest image for it, with the agent if that was built |
 //! | `LUPIN_BIN_DIR` | the directory of the products that were built |
 //! | `LUPIN_TEST_CMDLINE` | words for the command line of guests, to save time |
+//! | `LUPIN_TEST_DISK` | a disk with a whole system, if there is one |
 //!
 //! `LUPIN_NESTED_TIMEOUT` (seconds), `LUPIN_NESTED_CPUS`, `LUPIN_NESTED_MEMORY`,
 //! `LUPIN_NESTED_CONSOLE` (a file) and `LUPIN_TEST_KERNEL_SERIES` (`6.1`, `6.12`)
-//! on the outside change the defaults.
+//! on the outside change the defaults; `LUPIN_NESTED_DISK` (a file) is the disk.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,6 +30,9 @@ use crate::setup::{self, Cache, Component, Series};
 
 /// Names the time limit of a test binary, in seconds.
 pub(crate) const TIMEOUT: &str = "LUPIN_NESTED_TIMEOUT";
+
+/// Names the file that becomes a disk of the host.
+pub(crate) const DISK: &str = "LUPIN_NESTED_DISK";
 
 /// What the VMM says when a guest's processor gives up. Stock kernels do not do that on a
 /// processor that works; under emulation one in some hundred guests does.
@@ -64,6 +68,10 @@ pub(crate) fn run(binary: &Path, args: Vec<String>) -> Result<Ending, NestedErro
         &product_dir(&binary),
         folder.path(),
     )?;
+    if let Some(disk) = std::env::var_os(DISK) {
+        job.disks.push(disk.into());
+        job.env.push(("LUPIN_TEST_DISK".into(), "/dev/vda".into()));
+    }
     for (name, value) in std::env::vars() {
         let passed = ["LUPIN_", "RUST_", "CARGO_"]
             .iter()

@@ -23,7 +23,8 @@ use crate::host::{self, say};
 /// Lists the packages of a component; its presence means that the component is complete.
 pub(super) const MANIFEST: &str = "MANIFEST.json";
 
-const SUITE: &str = "bookworm";
+/// Debian 12.
+pub(crate) const SUITE: &str = "bookworm";
 const BACKPORTS: &str = "bookworm-backports";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
@@ -269,7 +270,7 @@ fn exact_dependencies(list: &str, prefix: &str) -> Vec<String> {
         .collect()
 }
 
-fn sources_list(mirrors: &Mirrors) -> String {
+pub(super) fn sources_list(mirrors: &Mirrors) -> String {
     let keys = if Path::new(KEYRING).exists() {
         format!("signed-by={KEYRING} ")
     } else {

@@ -29,6 +29,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::host::{self, RunError, say};
 use apt::Apt;
+pub(crate) use apt::SUITE as DEBIAN_SUITE;
 pub(crate) use components::{Component, Series};
 
 /// Why set-up did not finish.
@@ -98,6 +99,12 @@ impl Cache {
     fn has(&self, component: Component) -> bool {
         self.dir(component).join(apt::MANIFEST).is_file()
     }
+}
+
+/// An apt sources list of this machine's Debian archive.
+pub(crate) fn debian_sources() -> Result<String, SetupError> {
+    let mirrors = sources::Mirrors::find(Path::new("/etc/apt"))?;
+    Ok(apt::sources_list(&mirrors))
 }
 
 /// Makes sure that the components are in the cache. Quick if they are.
