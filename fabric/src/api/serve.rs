@@ -4,12 +4,16 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lupin_abi::NodeId;
 use lupin_abi::fabric::RingRead;
 use lupin_abi::port::{Decoder, MAX_CHUNK, ToAgent, ToManager, encode};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::unistd::geteuid;
 
 use super::control::{ControlError, PodControl};
 use super::server::{Clients, REPLY_PATIENCE};
@@ -52,7 +56,9 @@ pub(super) fn serve(
             Ok(Request::Steer { node, action }) => find(control, &node)
                 .and_then(|node| control.steer(node, action))
                 .map(|()| Reply::Done {}),
-            Ok(Request::Upgrade { program }) => control.upgrade(program).map(|()| Reply::Done {}),
+            Ok(Request::Upgrade { program }) => may_upgrade_to(program.as_deref(), stream)
+                .and_then(|()| control.upgrade(program))
+                .map(|()| Reply::Done {}),
             Ok(Request::Add { node }) => control.add(&node).map(|_| Reply::Done {}),
             Ok(Request::Reload { dry_run }) => control.reload(dry_run).map(Reply::Reloaded),
             Ok(Request::Down { grace_ms }) => {
@@ -93,6 +99,28 @@ pub(super) fn serve(
         (&*stream).write_all(&line(&reply))?;
     }
     Ok(())
+}
+
+/// Whether the client may have the manager execute this. The socket's group may steer pods, but a
+/// program that runs as the manager is the manager's user's to choose, or root's.
+fn may_upgrade_to(program: Option<&Path>, stream: &UnixStream) -> Result<(), ControlError> {
+    let Some(program) = program else {
+        return Ok(());
+    };
+    match getsockopt(stream, PeerCredentials) {
+        Ok(peer) if may_choose_programs(peer.uid(), geteuid().as_raw()) => Ok(()),
+        _ => Err(ControlError::BadRequest {
+            why: format!(
+                "{}: only root and the manager's own user may name its next program; without a \
+                 name it executes its own program file anew",
+                program.display()
+            ),
+        }),
+    }
+}
+
+fn may_choose_programs(client: u32, manager: u32) -> bool {
+    client == 0 || client == manager
 }
 
 /// Reads a line. `None` at the end of the stream.
@@ -280,3 +308,22 @@ fn client_frames(mut stream: &UnixStream, exec: &Exec, early: &[u8]) -> Result<(
 /// The client's stream of frames cannot be read on.
 #[derive(Debug)]
 struct FrameEnd;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_could_run_it_as_the_manager_names_its_next_program() {
+        for (client, manager, may) in [(0, 0, true), (0, 7, true), (7, 7, true), (7, 0, false)] {
+            assert_eq!(
+                may_choose_programs(client, manager),
+                may,
+                "{client} {manager}"
+            );
+        }
+        let (mine, _other) = UnixStream::pair().unwrap();
+        assert_eq!(may_upgrade_to(None, &mine), Ok(()));
+        assert_eq!(may_upgrade_to(Some(Path::new("/x")), &mine), Ok(()));
+    }
+}
