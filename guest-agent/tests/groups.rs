@@ -2,6 +2,7 @@
 
 #[path = "support/host.rs"]
 mod host;
+mod support;
 
 use std::path::Path;
 use std::time::Duration;

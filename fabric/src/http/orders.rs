@@ -9,7 +9,9 @@ use serde::Deserialize;
 use utoipa::{IntoResponses, ToSchema};
 
 use super::problem::Problem;
-use super::routes::{Accepted, App, DEFAULT_GRACE_MS, DownRequest, NodeName, Nothing, body};
+use super::routes::{
+    Accepted, App, DEFAULT_GRACE_MS, DownRequest, NodeName, Nothing, OrderAnswer, body,
+};
 use crate::api::{Difference, NodeAction};
 
 /// How long members of groups may take to move off a node unless the request says otherwise.
@@ -77,7 +79,7 @@ pub(super) async fn kill(
     State(app): State<Arc<App>>,
     node: NodeName,
     request: Request,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
+) -> OrderAnswer {
     let Nothing {} = body(request).await?;
     app.order(node, |control, node| control.kill(node)).await
 }
@@ -90,12 +92,9 @@ pub(super) async fn pause(
     State(app): State<Arc<App>>,
     node: NodeName,
     request: Request,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
+) -> OrderAnswer {
     let Nothing {} = body(request).await?;
-    app.order(node, move |control, node| {
-        control.steer(node, NodeAction::Pause {})
-    })
-    .await
+    app.steer(node, NodeAction::Pause {}).await
 }
 
 /// Lets a paused node run again.
@@ -106,12 +105,9 @@ pub(super) async fn resume(
     State(app): State<Arc<App>>,
     node: NodeName,
     request: Request,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
+) -> OrderAnswer {
     let Nothing {} = body(request).await?;
-    app.order(node, move |control, node| {
-        control.steer(node, NodeAction::Resume {})
-    })
-    .await
+    app.steer(node, NodeAction::Resume {}).await
 }
 
 /// Ends a node in an orderly way and starts it again at once, whatever its policy says.
@@ -123,12 +119,9 @@ pub(super) async fn restart(
     State(app): State<Arc<App>>,
     node: NodeName,
     request: Request,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
+) -> OrderAnswer {
     let DownRequest { grace_ms } = body(request).await?;
-    app.order(node, move |control, node| {
-        control.steer(node, NodeAction::Restart { grace_ms })
-    })
-    .await
+    app.steer(node, NodeAction::Restart { grace_ms }).await
 }
 
 /// Ends a node in an orderly way and leaves it down.
@@ -140,12 +133,9 @@ pub(super) async fn stop(
     State(app): State<Arc<App>>,
     node: NodeName,
     request: Request,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
+) -> OrderAnswer {
     let DownRequest { grace_ms } = body(request).await?;
-    app.order(node, move |control, node| {
-        control.steer(node, NodeAction::Stop { grace_ms })
-    })
-    .await
+    app.steer(node, NodeAction::Stop { grace_ms }).await
 }
 
 /// Starts a node that is down, or that waits for its time to be started again.
@@ -156,12 +146,9 @@ pub(super) async fn start(
     State(app): State<Arc<App>>,
     node: NodeName,
     request: Request,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
+) -> OrderAnswer {
     let Nothing {} = body(request).await?;
-    app.order(node, move |control, node| {
-        control.steer(node, NodeAction::Start {})
-    })
-    .await
+    app.steer(node, NodeAction::Start {}).await
 }
 
 /// Lets the members of groups move off a node, and stops it then.
@@ -176,12 +163,10 @@ pub(super) async fn drain(
     State(app): State<Arc<App>>,
     node: NodeName,
     request: Request,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
+) -> OrderAnswer {
     let DrainRequest { wait_ms, grace_ms } = body(request).await?;
-    app.order(node, move |control, node| {
-        control.steer(node, NodeAction::Drain { wait_ms, grace_ms })
-    })
-    .await
+    app.steer(node, NodeAction::Drain { wait_ms, grace_ms })
+        .await
 }
 
 /// Lets a node that drains go on as before. Of one that does not drain nothing is done.
@@ -192,12 +177,9 @@ pub(super) async fn cancel_drain(
     State(app): State<Arc<App>>,
     node: NodeName,
     request: Request,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
+) -> OrderAnswer {
     let Nothing {} = body(request).await?;
-    app.order(node, move |control, node| {
-        control.steer(node, NodeAction::CancelDrain {})
-    })
-    .await
+    app.steer(node, NodeAction::CancelDrain {}).await
 }
 
 /// Stops a node if it runs, and takes it out of the pod for good. Its generation stays, for a later
@@ -210,12 +192,9 @@ pub(super) async fn remove(
     State(app): State<Arc<App>>,
     node: NodeName,
     request: Request,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
+) -> OrderAnswer {
     let DownRequest { grace_ms } = body(request).await?;
-    app.order(node, move |control, node| {
-        control.steer(node, NodeAction::Remove { grace_ms })
-    })
-    .await
+    app.steer(node, NodeAction::Remove { grace_ms }).await
 }
 
 /// Takes a node of the pod file, as that is now, into the running pod, and starts it.
@@ -233,7 +212,7 @@ pub(super) async fn add(
     State(app): State<Arc<App>>,
     node: NodeName,
     request: Request,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
+) -> OrderAnswer {
     let Nothing {} = body(request).await?;
     app.ask(move |app| {
         let events_from = app.control.fabric().state().ring_head() + 1;

@@ -23,7 +23,7 @@ use super::events::{self, EventsQuery, Format};
 use super::problem::{Kind, Problem};
 use super::token::Token;
 use super::{openapi, orders};
-use crate::api::{ControlError, NodeStatus, PodControl, PodPhase, PodStatus};
+use crate::api::{ControlError, NodeAction, NodeStatus, PodControl, PodPhase, PodStatus};
 use crate::metrics::{Metrics, OPENMETRICS};
 
 /// Longest body of a request, in bytes.
@@ -101,7 +101,7 @@ impl App {
         self: &Arc<Self>,
         node: NodeName,
         order: impl FnOnce(&dyn PodControl, NodeId) -> Result<(), ControlError> + Send + 'static,
-    ) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    ) -> OrderAnswer {
         self.ask(move |app| {
             let id = node.find(&app.control.status())?.id;
             // What happens next has this number or a higher one.
@@ -112,6 +112,12 @@ impl App {
             Ok((StatusCode::ACCEPTED, Json(Accepted { node, events_from })))
         })
         .await
+    }
+
+    /// Asks for `action` on a node.
+    pub async fn steer(self: &Arc<Self>, node: NodeName, action: NodeAction) -> OrderAnswer {
+        self.order(node, move |control, node| control.steer(node, action))
+            .await
     }
 }
 
@@ -139,6 +145,9 @@ impl NodeName {
         ControlError::NoSuchNode { node }.into()
     }
 }
+
+/// What comes of asking for something that takes its time.
+pub(super) type OrderAnswer = Result<(StatusCode, Json<Accepted>), Problem>;
 
 /// What was asked for is on its way; the events tell what comes of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -281,10 +290,7 @@ pub(super) async fn pod(State(app): State<Arc<App>>) -> Result<Json<PodStatus>, 
         (status = 400, description = "The body is no such request", body = Problem),
         (status = 413, description = "The body is too long", body = Problem),
     ))]
-pub(super) async fn down(
-    State(app): State<Arc<App>>,
-    request: Request,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
+pub(super) async fn down(State(app): State<Arc<App>>, request: Request) -> OrderAnswer {
     let wanted: DownRequest = body(request).await?;
     app.ask(move |app| {
         let events_from = app.control.fabric().state().ring_head() + 1;

@@ -3,22 +3,20 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lupin_abi::NodeId;
 use lupin_abi::fabric::{FabricSection, NodeState};
-use lupin_abi::layout::{MIN_SYSTEM_SIZE, PodHeader, SectionKind};
+use lupin_abi::layout::{MIN_SYSTEM_SIZE, PodHeader};
 use lupin_abi::node::{AgentState, NodeSection};
 use lupin_guest_agent::memory::mapping::Mapping;
 use nix::sys::eventfd::EventFd;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 
-const AGENT: &str = env!("CARGO_BIN_EXE_lupin-guest-agent");
+use crate::support::launch::{AGENT, Agent, pod_memory, spawn};
+
 const NODES: u32 = 3;
 
 /// Pod memory as the manager has it, and the agents' folder.
@@ -32,20 +30,7 @@ pub struct Host {
 impl Host {
     pub fn new() -> Self {
         let header = PodHeader::new(0xabcd, "groups", NODES, MIN_SYSTEM_SIZE, 16 << 20).unwrap();
-        let file = File::from(memfd_create("pod", MFdFlags::MFD_CLOEXEC).unwrap());
-        file.set_len(header.total_size()).unwrap();
-        let nodes = (1..=NODES).map(|id| {
-            let range = header.node(NodeId::new(id).unwrap()).unwrap();
-            (SectionKind::Node, id, range)
-        });
-        for (kind, id, range) in nodes.chain([
-            (SectionKind::Instances, 0, header.instances()),
-            (SectionKind::System, 0, header.kernel()),
-        ]) {
-            let bytes = header.encode_section(kind, id, range.size);
-            file.write_all_at(&bytes, range.offset).unwrap();
-        }
-        file.write_all_at(&header.encode(), 0).unwrap();
+        let file = pod_memory(&header, NODES);
         let memory = Mapping::new(&file, 0, header.total_size(), true).unwrap();
         let folder = tempfile::tempdir().unwrap();
         Self {
@@ -85,25 +70,12 @@ impl Host {
         ];
         let mut command = Command::new(AGENT);
         command
-            .args(["--namespace", "--pod-memory-fd=40", "--heartbeat-ms=8"])
-            .args(["--agent-listener-fd=41", "--doorbell-fd=42"])
+            .args(["--namespace", "--heartbeat-ms=8"])
             .arg(format!("--node={node}"))
             .arg(format!("--generation={generation}"))
             .arg("--socket")
-            .arg(self.socket(node))
-            .stdin(Stdio::null());
-        let dup = move || {
-            for (fd, target) in passed.iter().zip(40..) {
-                // SAFETY: system calls on descriptors of the child alone, after the fork.
-                if unsafe { libc::dup2(*fd, target) } < 0 {
-                    return Err(std::io::Error::last_os_error());
-                }
-            }
-            Ok(())
-        };
-        // SAFETY: the closure makes system calls only.
-        unsafe { command.pre_exec(dup) };
-        let agent = Agent(command.spawn().unwrap());
+            .arg(self.socket(node));
+        let agent = spawn(command, passed);
         let start = Instant::now();
         while self.node(node).agent() != (AgentState::Joined, generation)
             || self.node(node).agent_process().0 != agent.0.id()
@@ -112,15 +84,5 @@ impl Host {
             std::thread::sleep(Duration::from_millis(5));
         }
         agent
-    }
-}
-
-/// Killed when dropped.
-pub struct Agent(Child);
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }

@@ -1,28 +1,27 @@
 //! An agent as its users start it, in a pod of a memory file, with the test as its manager.
 #![allow(dead_code, reason = "each test file uses its own part of this module")]
 
+pub mod launch;
+
 use std::fs::File;
 use std::io::{IoSliceMut, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileExt;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+pub use launch::{AGENT, Agent};
+use launch::{pod_memory, spawn};
 use lupin_abi::event::{Cause, EVIDENCE_WORDS, Event, EventKind};
 use lupin_abi::fabric::FabricSection;
-use lupin_abi::layout::{MIN_SYSTEM_SIZE, PodHeader, SectionKind};
+use lupin_abi::layout::{MIN_SYSTEM_SIZE, PodHeader};
 use lupin_abi::node::{AgentState, NodeSection};
 use lupin_abi::port::{Decoder, ExecStatus, ToAgent, ToManager};
 use lupin_abi::{ABI_VERSION, NodeId};
 use lupin_guest_agent::memory::mapping::Mapping;
 use nix::sys::eventfd::EventFd;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-
-pub const AGENT: &str = env!("CARGO_BIN_EXE_lupin-guest-agent");
 
 pub struct Pod {
     pub header: PodHeader,
@@ -34,18 +33,7 @@ pub struct Pod {
 impl Pod {
     pub fn new() -> Self {
         let header = PodHeader::new(0xabcd, "end-to-end", 2, MIN_SYSTEM_SIZE, 16 << 20).unwrap();
-        let file = File::from(memfd_create("pod", MFdFlags::MFD_CLOEXEC).unwrap());
-        file.set_len(header.total_size()).unwrap();
-        let node = header.node(NodeId::new(1).unwrap()).unwrap();
-        for (kind, id, range) in [
-            (SectionKind::Node, 1, node),
-            (SectionKind::Instances, 0, header.instances()),
-            (SectionKind::System, 0, header.kernel()),
-        ] {
-            let bytes = header.encode_section(kind, id, range.size);
-            file.write_all_at(&bytes, range.offset).unwrap();
-        }
-        file.write_all_at(&header.encode(), 0).unwrap();
+        let file = pod_memory(&header, 1);
         let memory = Mapping::new(&file, 0, header.total_size(), true).unwrap();
         let pod = Self {
             header,
@@ -94,34 +82,21 @@ impl Pod {
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(path).unwrap();
         let doorbell = EventFd::new().unwrap();
-        let passed: Vec<RawFd> = vec![
+        let passed = [
             self.file.as_raw_fd(),
             listener.as_raw_fd(),
-            std::os::fd::AsFd::as_fd(&doorbell).as_raw_fd(),
+            doorbell.as_fd().as_raw_fd(),
         ];
         let words: Vec<&str> = wrapper.iter().copied().chain([AGENT]).collect();
         let mut command = Command::new(words[0]);
         command
             .args(&words[1..])
             .args(["--namespace", "--node=1", "--generation=1"])
-            .args(["--pod-memory-fd=40", "--agent-listener-fd=41"])
-            .args(["--doorbell-fd=42", "--heartbeat-ms=2"])
+            .arg("--heartbeat-ms=2")
             .arg("--socket")
             .arg(self.socket())
-            .args(arguments)
-            .stdin(Stdio::null());
-        let dup = move || {
-            for (fd, target) in passed.iter().zip(40..) {
-                // SAFETY: system calls on descriptors of the child alone, after the fork.
-                if unsafe { libc::dup2(*fd, target) } < 0 {
-                    return Err(std::io::Error::last_os_error());
-                }
-            }
-            Ok(())
-        };
-        // SAFETY: the closure makes system calls only.
-        unsafe { command.pre_exec(dup) };
-        Agent(command.spawn().unwrap())
+            .args(arguments);
+        spawn(command, passed)
     }
 
     pub fn joined(&self) {
@@ -142,9 +117,6 @@ impl Pod {
     }
 }
 
-/// Killed if a test ends early.
-pub struct Agent(pub Child);
-
 impl Agent {
     pub fn code(&mut self) -> Option<i32> {
         let start = Instant::now();
@@ -155,13 +127,6 @@ impl Agent {
             assert!(start.elapsed() < Duration::from_secs(20), "the agent stays");
             std::thread::sleep(Duration::from_millis(5));
         }
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
