@@ -30,7 +30,7 @@ pub const MIN_SYSTEM_SIZE: u64 = INSTANCES_SIZE + ALLOCATOR_AT + GRANULE;
 /// Bytes that the system section must have for so many nodes and a pool of so many bytes: the
 /// allocator keeps a redo log for each node, and a few words for each granule of the pool.
 ///
-/// [`MIN_SYSTEM_SIZE`] does for 16 nodes and a pool of 127 GiB.
+/// [`MIN_SYSTEM_SIZE`] does for 16 nodes and a pool of 125 GiB.
 pub const fn system_size_for(node_capacity: u32, pool_size: u64) -> u64 {
     let logs = node_capacity as u64 * 2048;
     // Every factor is bounded by the rules of a header, so that nothing overflows there; a

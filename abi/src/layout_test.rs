@@ -121,11 +121,11 @@ fn bad_geometry_is_refused_with_its_field() {
         let error = PodHeader::new(1, "p", cap, system, pool).unwrap_err();
         assert!(format!("{error}").contains(field), "{error}");
     }
-    for (cap, pool) in [(16, 127 << 30), (1024, GRANULE), (1024, 1 << 50)] {
+    for (cap, pool) in [(16, 125 << 30), (1024, GRANULE), (1024, 1 << 50)] {
         let system = system_size_for(cap, pool);
         assert!(PodHeader::new(1, "p", cap, system, pool).is_ok());
     }
-    assert_eq!(system_size_for(16, 127 << 30), MIN_SYSTEM_SIZE);
+    assert_eq!(system_size_for(16, 125 << 30), MIN_SYSTEM_SIZE);
     assert_eq!(
         PodHeader::new(1, "", 1, MIN_SYSTEM_SIZE, GRANULE),
         Err(AttachError::Name)
