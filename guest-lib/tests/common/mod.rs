@@ -271,7 +271,7 @@ impl Inner {
                 (Reply::Segments(list.collect()), vec![])
             }
             Request::Subscribe { .. } => (Reply::Done, vec![]),
-            Request::Group(_) => refuse(RefusalCode::Failed, "this agent knows no groups"),
+            Request::Group(_) => refuse(RefusalCode::NotFound, "there are no groups here"),
             // An agent without a way to others: waiters sleep for bounded times.
             Request::WatchDeaths | Request::Wake { .. } => {
                 refuse(RefusalCode::Failed, "there is no manager")
