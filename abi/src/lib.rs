@@ -60,4 +60,4 @@ pub use layout::{AttachError, PodHeader, SectionKind};
 ///
 /// Raised on any change that an older reader could misread; there is no negotiation: both
 /// sides of a boundary must agree, and a mismatch is reported with both numbers.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;

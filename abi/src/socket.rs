@@ -67,6 +67,16 @@ pub enum Request {
         /// Whether it will only be read.
         read_only: bool,
     },
+    /// Open a segment once more that the caller had mapped, and that was taken away for the sake of
+    /// others. Names the very segment, whatever it is called by now.
+    ReopenSegment {
+        /// Its number, from [`Reply::Segment`].
+        entry: u32,
+        /// The use of that number, from [`Reply::Segment`].
+        uses: u32,
+        /// Whether it will only be read.
+        read_only: bool,
+    },
     /// Append to a segment that is smaller. What is there stays where it is; what is added is
     /// zero.
     GrowSegment {
@@ -179,6 +189,11 @@ pub enum Reply {
         created: bool,
         /// Its number, for [`Request::Wake`].
         entry: u32,
+        /// Which segment of those that have had the number.
+        uses: u32,
+        /// Whether what is mapped may be taken away, and is to be opened once more
+        /// ([`Request::ReopenSegment`]) by those who still may.
+        revocable: bool,
     },
     /// The segments.
     Segments(Vec<SegmentInfo>),

@@ -372,6 +372,33 @@ impl Directory {
         Ok(self.held(index))
     }
 
+    /// Opens, once more for this node, the very segment that had number `index` in its `uses`-th
+    /// use, if `may` allows it.
+    ///
+    /// # Errors
+    /// [`DirectoryError::NotFound`], also if `may` does not allow it; those of `lock`.
+    pub fn reopen(
+        &self,
+        index: usize,
+        uses: u32,
+        may: impl FnOnce(&Segment) -> bool,
+    ) -> Result<Held, DirectoryError> {
+        let _guard = self.lock()?;
+        let entry = self.entries().get(index);
+        let entry = entry.filter(|e| e.state() == SegmentState::Live && e.uses() == uses);
+        let pool = self.memory.header().pool().size;
+        let is_allowed = |entry: &&SegmentEntry| {
+            let segment = entry.segment();
+            in_pool(&segment, pool) && may(&segment)
+        };
+        let Some(entry) = entry.filter(is_allowed) else {
+            return Err(DirectoryError::NotFound(format!("number {index}.{uses}")));
+        };
+        entry.add_user(self.node());
+        crash_point();
+        Ok(self.held(index))
+    }
+
     /// Gives a segment another name, in the same group.
     ///
     /// # Errors

@@ -497,7 +497,7 @@ fn the_directory_can_be_full_and_a_user_cannot_fill_it() {
 
 /// A group in the tables, with a member on a node.
 fn group(directory: &Directory, name: &str, quota: Option<u64>) -> GroupId {
-    let mut groups = crate::groups::Groups::new(Arc::clone(directory.memory()));
+    let mut groups = crate::groups::Groups::new(Arc::clone(directory.memory()), false);
     let peer = crate::socket::Peer {
         pid: 1,
         uid: 0,
@@ -524,6 +524,7 @@ fn join(directory: &Directory, group: GroupId, thread: u32) {
         uid: 0,
         end: lupin_abi::groups::End::Unknown,
         joined: 0,
+        revocable: false,
     };
     let what = What::Joined { member };
     let change = section
@@ -566,7 +567,7 @@ fn segments_end_with_their_group_or_with_its_last_member() {
     let pod = TestPod::new();
     let (one, two) = (directory(&pod, 1, 1), directory(&pod, 2, 1));
     let group = group(&one, "g", None);
-    crate::groups::Groups::new(Arc::clone(two.memory()))
+    crate::groups::Groups::new(Arc::clone(two.memory()), false)
         .begin()
         .unwrap();
     join(&two, group, 7);
@@ -586,7 +587,7 @@ fn segments_end_with_their_group_or_with_its_last_member() {
     assert_eq!(left(&one), ["kept", "members"]);
     // The only member's node fails.
     pod.kill(2);
-    crate::groups::Groups::new(Arc::clone(one.memory())).bury_nodes();
+    crate::groups::Groups::new(Arc::clone(one.memory()), false).bury_nodes();
     assert_eq!(left(&one), ["kept"]);
     audit_quiet(&one);
     let section = one.memory().groups();

@@ -244,6 +244,21 @@ impl Segments {
         self.hand_out(held, read_only)
     }
 
+    /// Opens, once more for a process, the very segment that had the number `entry` in its
+    /// `uses`-th use, if `may` allows it.
+    ///
+    /// # Errors
+    /// [`SegmentError`].
+    pub fn reopen(
+        &mut self,
+        (entry, uses): (u32, u32),
+        read_only: bool,
+        may: impl FnOnce(&Segment) -> bool,
+    ) -> Result<Handed, SegmentError> {
+        let held = self.directory.reopen(entry as usize, uses, may)?;
+        self.hand_out(held, read_only)
+    }
+
     fn hand_out(&mut self, held: Held, read_only: bool) -> Result<Handed, SegmentError> {
         let lease = self.lease(held.clone());
         let mut fds = Vec::new();
@@ -274,11 +289,34 @@ impl Segments {
         }
     }
 
-    /// The number of a segment, for wake-ups.
-    pub fn entry_of(&self, lease: LeaseId) -> u32 {
+    /// The number of a segment, and which of its uses this is.
+    pub fn number_of(&self, lease: LeaseId) -> (u32, u32) {
+        let held = self.leases.get(&lease).map(|lease| &lease.held);
         // There are a few hundred entries.
-        let index = self.leases.get(&lease).map(|lease| lease.held.index);
-        index.map_or(u32::MAX, |index| index as u32)
+        held.map_or((u32::MAX, 0), |held| (held.index as u32, held.uses))
+    }
+
+    /// The group that a segment belongs to.
+    pub fn group_of(&self, lease: LeaseId) -> Option<GroupId> {
+        self.leases.get(&lease)?.held.segment.group
+    }
+
+    /// The segments of groups that this node uses.
+    pub fn of_groups(&self) -> impl Iterator<Item = (LeaseId, GroupId)> {
+        let leases = self.leases.iter();
+        leases.filter_map(|(id, lease)| Some((*id, lease.held.segment.group?)))
+    }
+
+    /// Whether a process has a segment mapped, or a descriptor of it.
+    pub fn is_used_by(&self, lease: LeaseId, pid: u32) -> bool {
+        let lease = self.leases.get(&lease);
+        let mut extents = lease.into_iter().flat_map(|lease| lease.held.extents());
+        extents.any(|extent| self.backend.is_used_by(extent, pid))
+    }
+
+    /// Whether a mapping can be taken away from a process.
+    pub fn can_revoke(&self) -> bool {
+        self.backend.can_revoke()
     }
 
     /// Where in the pool the word at `offset` of a segment that this node uses lies, if it is one
@@ -359,20 +397,13 @@ impl Segments {
     /// Takes a segment's devices away, and lets it go. Whoever has it mapped loses it, where the
     /// backend can revoke.
     fn end(&mut self, id: LeaseId) {
-        let Some(lease) = self.leases.get_mut(&id) else {
-            return;
-        };
-        lease.mappings.clear();
-        let name = &lease.held.segment.name;
-        for extent in lease.held.extents() {
-            if let Err(error) = self.backend.close_segment(extent) {
-                // Tried again at the next look.
-                return warn!("segment {name:?}: {error}");
-            }
+        // Otherwise tried again at the next look.
+        if self.take_away(id)
+            && let Some(lease) = self.leases.remove(&id)
+        {
+            debug!("segment {:?} is let go", lease.held.segment.name);
+            self.directory.let_go(&lease.held);
         }
-        debug!("segment {name:?} is let go");
-        self.directory.let_go(&lease.held);
-        self.leases.remove(&id);
     }
 
     /// Removes a segment, if `may` allows it and, unless it is to be `revoke`d, nobody but the
@@ -436,19 +467,24 @@ impl Segments {
         self.directory.bury_nodes();
     }
 
-    /// Takes away, where the backend can, the segments of groups that are held by nobody on this
-    /// node of whom `is_member` says that it still belongs there.
-    pub fn expel(&mut self, is_member: impl Fn(LeaseId, GroupId) -> bool) {
-        if !self.backend.can_revoke() {
-            return;
+    /// Takes a segment's devices away from all processes of this node. Those who may open it once
+    /// more do so. False if that has to wait, or failed.
+    pub fn take_away(&mut self, id: LeaseId) -> bool {
+        // The agent itself stores to what it scrubs.
+        if self.scrubs.iter().any(|scrub| scrub.lease == id) {
+            return false;
         }
-        let former = self.leases.iter().filter(|(id, lease)| {
-            let group = lease.held.segment.group;
-            lease.processes > 0 && group.is_some_and(|group| !is_member(**id, group))
-        });
-        let former: Vec<LeaseId> = former.map(|(id, _)| *id).collect();
-        for id in former {
-            self.end(id);
+        let Some(lease) = self.leases.get_mut(&id) else {
+            return true;
+        };
+        lease.mappings.clear();
+        let name = &lease.held.segment.name;
+        for extent in lease.held.extents() {
+            if let Err(error) = self.backend.close_segment(extent) {
+                warn!("segment {name:?}: {error}");
+                return false;
+            }
         }
+        true
     }
 }

@@ -8,7 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use host::Host;
-use lupin::client::{End, What};
+use lupin::client::{End, Expulsion, Leftover, Lifetime, RefusalCode, What};
+use lupin::shm::Access;
 use lupin::{Admission, GroupEvent, Membership, Patience, Pod, Secret};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
@@ -46,6 +47,57 @@ fn member(socket: &Path, thread: u32) -> Pid {
             }
         }
     }
+}
+
+#[test]
+fn who_is_expelled_is_told_like_everybody_and_may_no_more() {
+    let host = Host::new();
+    host.live(1, 1);
+    host.live(2, 1);
+    let (_one, _two) = (host.agent(1, 1), host.agent(2, 1));
+    let (a, b) = (attach(&host.socket(1)), attach(&host.socket(2)));
+    let admission = Admission {
+        secret: Some(secret()),
+        ..Admission::default()
+    };
+    a.create_group("g", admission).unwrap();
+    let threads = [a.register_thread(Some(1)), b.register_thread(Some(2))].map(Result::unwrap);
+    let mut first = a.join_group("g", Some(&secret()), &[&threads[0]]).unwrap();
+    let mut second = b.join_group("g", Some(&secret()), &[&threads[1]]).unwrap();
+    let segment = second.segments().create("s", 1, Lifetime::Kept).unwrap();
+    let thread = threads[1].instance();
+    let expulsion = a.expel_member("g", thread).unwrap();
+    // Of a namespace node, which says so.
+    let expected = Expulsion {
+        members: 1,
+        memory: Leftover::Mappings,
+    };
+    assert_eq!(expulsion, expected);
+    let (mut seq, mut seq2) = (0, 1);
+    assert_eq!(id_of(next(&mut first, &mut seq)), (1, 1));
+    for (membership, seq) in [(&mut first, &mut seq), (&mut second, &mut seq2)] {
+        if *seq == 1 {
+            assert_eq!(id_of(next(membership, seq)), (2, 2));
+        }
+        let what = next(membership, seq);
+        assert!(
+            matches!(what, What::Expelled { member, by: 0 } if member.thread == thread),
+            "{what:?}"
+        );
+    }
+    assert!(second.notifications().next().is_none(), "it is over");
+    let refused = second.segments().open("s", Access::ReadOnly).unwrap_err();
+    assert_eq!(refused.refusal(), Some(RefusalCode::Permission));
+    assert!(second.members().is_err());
+    let again = a.expel_process("g", thread).unwrap_err();
+    assert_eq!(again.refusal(), Some(RefusalCode::NotFound));
+    let itself = a.expel_member("g", threads[0].instance()).unwrap_err();
+    assert_eq!(itself.refusal(), Some(RefusalCode::Invalid));
+    // As was said: what it has mapped here, it keeps.
+    segment.copy_in(0, &[1]).unwrap();
+    // The thread lives, and the group's rule decides whether it is a member again.
+    let third = b.join_group("g", Some(&secret()), &[&threads[1]]).unwrap();
+    assert_eq!(third.members().unwrap().len(), 2);
 }
 
 /// The next notification, which must have the next number.

@@ -31,16 +31,32 @@
 //!   A handler that the program installs *later* must do the same for this one.
 //! * At most [`MAX_GUARDED`] mappings are guarded at a time.
 //!
-//! The handler makes system calls that are safe there (`mmap`, and `sigaction` to let a foreign
-//! signal have its default), takes no lock and allocates nothing.
+//! # What comes back
+//!
+//! In guests, all processes of a node use a segment's devices together. When one of them is expelled
+//! from the group of the segment, the devices are taken from all; those who are still members have
+//! them again at once: the library maps the segment anew, in the same place, under the first access
+//! that meets the gap, which then goes on as if nothing had been. Nobody asks for that, mapping by mapping:
+//! it holds for all segments of groups, guarded or not, on nodes where memory can be taken away.
+//! It takes a thread of its own (`lupin-remap`), which sleeps otherwise. A process that was forked
+//! off by one that has this thread has none itself: nothing comes back there. A system call that is
+//! given such memory before it came back fails with `EFAULT`.
+//!
+//! The handler makes system calls that are safe there (`mmap`, `futex`, and `sigaction` to let a
+//! foreign signal have its default), takes no lock and allocates nothing.
+
+mod remap;
 
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
-/// The most mappings that are guarded at a time in one process.
-pub const MAX_GUARDED: usize = 256;
+use crate::shm::Access;
+pub(crate) use remap::{Opener, Parts};
+
+/// The most mappings that are guarded, or mapped anew when they have to be, at a time in one process.
+pub const MAX_GUARDED: usize = 1024;
 
 /// Why a mapping cannot be guarded.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +67,9 @@ pub enum GuardError {
     /// There are too many.
     #[error("{MAX_GUARDED} mappings are guarded already: drop some")]
     Full,
+    /// The thread that maps segments anew cannot be started.
+    #[error("the thread that maps segments anew cannot be started: {0}")]
+    Thread(io::Error),
 }
 
 /// The mapping was taken away: what was read from it lately may not be believed.
@@ -60,14 +79,18 @@ pub struct Revoked;
 
 const FREE: u32 = 0;
 const TAKEN: u32 = 1;
-const GUARDED: u32 = 2;
-const REVOKED: u32 = 3;
+/// Mapped anew if it can be; nothing else.
+const WATCHED: u32 = 2;
+const GUARDED: u32 = 3;
+const REVOKED: u32 = 4;
 
 /// A guarded range of addresses, as the handler finds it.
 struct Slot {
     state: AtomicU32,
     base: AtomicUsize,
     len: AtomicUsize,
+    /// Whether it can be mapped anew: see [`remap`].
+    remap: AtomicU32,
 }
 
 static SLOTS: [Slot; MAX_GUARDED] = [const {
@@ -75,6 +98,7 @@ static SLOTS: [Slot; MAX_GUARDED] = [const {
         state: AtomicU32::new(FREE),
         base: AtomicUsize::new(0),
         len: AtomicUsize::new(0),
+        remap: AtomicU32::new(remap::NEVER),
     }
 }; MAX_GUARDED];
 
@@ -97,6 +121,40 @@ impl core::fmt::Debug for Slot {
 impl Guard {
     /// Guards a shared mapping of this process, which stays mapped as long as this.
     pub(crate) fn new(base: usize, len: usize) -> Result<Self, GuardError> {
+        let guard = Self::take(base, len)?;
+        guard.begin();
+        Ok(guard)
+    }
+
+    /// Has a shared mapping of this process, which stays mapped as long as this, mapped anew by
+    /// what `open` gives when it is taken away.
+    pub(crate) fn restoring(
+        base: usize,
+        len: usize,
+        access: Access,
+        open: Opener,
+    ) -> Result<Self, GuardError> {
+        let guard = Self::take(base, len)?;
+        remap::enter(guard.0, access, open)?;
+        // Release: as in `begin`.
+        guard.0.state.store(WATCHED, Ordering::Release);
+        Ok(guard)
+    }
+
+    /// From here on what is taken away, and cannot be had again, becomes zeros and a mark.
+    pub(crate) fn begin(&self) {
+        if self.0.state.load(Ordering::Relaxed) < GUARDED {
+            // Release: a handler that sees the state sees the range.
+            self.0.state.store(GUARDED, Ordering::Release);
+        }
+    }
+
+    /// Whether it has begun.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.0.state.load(Ordering::Relaxed) >= GUARDED
+    }
+
+    fn take(base: usize, len: usize) -> Result<Self, GuardError> {
         install().map_err(GuardError::Handler)?;
         let take = |slot: &&Slot| {
             let state = &slot.state;
@@ -106,8 +164,6 @@ impl Guard {
         let slot = SLOTS.iter().find(take).ok_or(GuardError::Full)?;
         slot.base.store(base, Ordering::Relaxed);
         slot.len.store(len, Ordering::Relaxed);
-        // Release: a handler that sees the state sees the range.
-        slot.state.store(GUARDED, Ordering::Release);
         Ok(Self(slot))
     }
 
@@ -121,6 +177,7 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        remap::leave(self.0);
         self.0.state.store(FREE, Ordering::Release);
     }
 }
@@ -182,28 +239,30 @@ fn replace(address: usize) -> bool {
             slot.base.load(Ordering::Relaxed),
             slot.len.load(Ordering::Relaxed),
         );
-        if state < GUARDED || address.wrapping_sub(base) >= len {
+        if state < WATCHED || address.wrapping_sub(base) >= len {
             continue;
+        }
+        if remap::keeping_errno(|| remap::restore(slot)) {
+            return true;
+        }
+        if slot.state.load(Ordering::Acquire) < GUARDED {
+            return false;
         }
         // Also where another thread has done so already: its zeros make room for other zeros.
         // SAFETY: a range that belongs to a mapping that is guarded, hence not yet unmapped, since
         // the thread that faulted uses it; what lies there may change at any time for its users.
-        // errno is the interrupted code's, and is given back.
-        unsafe {
-            let errno = libc::__errno_location();
-            let saved = *errno;
-            let zeros = libc::mmap(
+        let zeros = remap::keeping_errno(|| unsafe {
+            libc::mmap(
                 core::ptr::without_provenance_mut(base),
                 len,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED,
                 -1,
                 0,
-            );
-            *errno = saved;
-            if zeros == libc::MAP_FAILED {
-                return false;
-            }
+            )
+        });
+        if zeros == libc::MAP_FAILED {
+            return false;
         }
         slot.state.store(REVOKED, Ordering::Release);
         return true;

@@ -13,12 +13,12 @@ fn mapped(access: Access) -> (File, Mapping) {
     (file, mapping)
 }
 
-fn word(mapping: &Mapping, at: u64) -> &AtomicU64 {
+pub(super) fn word(mapping: &Mapping, at: u64) -> &AtomicU64 {
     mapping.get(at).unwrap()
 }
 
 /// Runs `act` in a process of its own; gives how that ended, as `wait` says it.
-fn status_of(act: impl FnOnce()) -> c_int {
+pub(super) fn status_of(act: impl FnOnce()) -> c_int {
     // SAFETY: the child calls only `act`, which allocates little (the C library's allocator is
     // usable after a fork), and leaves without destructors.
     unsafe {

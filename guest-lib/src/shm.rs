@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 
 use crate::pod_safe::PodShared;
-use crate::revocation::{Guard, GuardError, Revoked};
+use crate::revocation::{Guard, GuardError, Opener, Revoked};
 
 /// What a mapping may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,15 +227,24 @@ impl Mapping {
     /// # Errors
     /// [`GuardError`]; the mapping is as it was.
     pub fn guard(&mut self) -> Result<(), GuardError> {
-        if self.guard.is_none() {
-            self.guard = Some(Guard::new(self.base.as_ptr().addr(), self.len)?);
+        match &self.guard {
+            Some(guard) => guard.begin(),
+            None => self.guard = Some(Guard::new(self.base.as_ptr().addr(), self.len)?),
         }
+        Ok(())
+    }
+
+    /// Has the mapping, of which nobody has a reference yet, mapped anew by what `open` gives when
+    /// it is taken away.
+    pub(crate) fn restored_by(&mut self, open: Opener) -> Result<(), GuardError> {
+        let base = self.base.as_ptr().addr();
+        self.guard = Some(Guard::restoring(base, self.len, self.access, open)?);
         Ok(())
     }
 
     /// Whether it is guarded.
     pub fn is_guarded(&self) -> bool {
-        self.guard.is_some()
+        self.guard.as_ref().is_some_and(Guard::has_begun)
     }
 
     /// Whether all accesses of this thread up to here met what is in the shared memory. Always so
@@ -392,7 +401,7 @@ impl Drop for Mapping {
     }
 }
 
-fn protection(access: Access) -> libc::c_int {
+pub(crate) fn protection(access: Access) -> libc::c_int {
     match access {
         Access::ReadOnly => libc::PROT_READ,
         Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,

@@ -125,6 +125,25 @@ impl<'a> Change<'a> {
         self
     }
 
+    /// Ends a membership because user `by` wants it so, and tells of it.
+    pub fn expel(mut self, slot: &MemberEntry, by: u32) -> Self {
+        let row = slot.row();
+        // Before the notification: whoever sees the ring's head sees the end of the membership.
+        // The member's own agent, which has no part in this change, goes by that.
+        slot.put_state(&mut self, MemberState::Expelled, End::Unknown);
+        if let Some(entry) = self.section.group(row.group) {
+            let member = row.member;
+            self.tell(row.group, entry, What::Expelled { member, by });
+        }
+        self
+    }
+
+    /// Frees the entry of an expelled member.
+    pub fn free(mut self, slot: &MemberEntry) -> Self {
+        slot.put_state(&mut self, MemberState::Free, End::Unknown);
+        self
+    }
+
     /// Records the death of a member, and tells of it.
     pub fn die(mut self, slot: &MemberEntry, end: End) -> Self {
         let row = slot.row();

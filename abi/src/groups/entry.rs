@@ -194,6 +194,8 @@ wire_enum! {
         Alive = 1 => "alive",
         /// A member whose death was told. It may come back.
         Dead = 2 => "dead",
+        /// A member that was expelled; its agent has yet to take the group's memory from it.
+        Expelled = 3 => "expelled",
     }
 }
 
@@ -209,7 +211,8 @@ pub struct MemberEntry {
     process: AtomicU64,
     end: AtomicU64,
     joined: AtomicU64,
-    _reserved: AtomicU64,
+    /// Bit 0: its node can take mappings away.
+    traits: AtomicU64,
 }
 
 /// An entry of the member table, decoded.
@@ -227,6 +230,8 @@ pub struct Row {
     pub end: End,
     /// The number of the notification that told of its joining.
     pub joined: u64,
+    /// Whether its node can take a mapping away from a process.
+    pub revocable: bool,
 }
 
 impl MemberEntry {
@@ -250,6 +255,7 @@ impl MemberEntry {
             uid: (process >> 32) as u32,
             end: End::from_word(self.end.load(Ordering::Relaxed)),
             joined: self.joined.load(Ordering::Relaxed),
+            revocable: self.traits.load(Ordering::Relaxed) & 1 != 0,
         }
     }
 
@@ -265,6 +271,7 @@ impl MemberEntry {
         let process = u64::from(row.member.pid) | u64::from(row.uid) << 32;
         change.put(&self.process, process);
         change.put(&self.joined, row.joined);
+        change.put(&self.traits, row.revocable.into());
         self.put_state(change, row.state, row.end);
     }
 }

@@ -42,6 +42,7 @@ fn row(group: GroupId, thread: u32, generation: u32) -> Row {
         uid: 5,
         end: End::Unknown,
         joined: 0,
+        revocable: thread % 2 == 1,
     }
 }
 
@@ -128,6 +129,26 @@ fn a_change_that_stops_at_any_store_happens_whole_or_not_at_all() {
             break;
         }
     }
+}
+
+#[test]
+fn whoever_sees_that_something_was_told_sees_an_expulsion_done() {
+    let section = section();
+    let id = create(section, "g");
+    let slot = &section.members()[5];
+    let row = row(id, 9, 4);
+    let member = row.member;
+    let joined = What::Joined { member };
+    let change = section.change().join(id, slot, &row, joined);
+    section.commit(&change, || {});
+    let mut seen = Vec::new();
+    let change = section.change().expel(slot, 17);
+    section.commit(&change, || seen.push((section.head(), slot.state())));
+    assert!(!seen.contains(&(2, MemberState::Alive)), "{seen:?}");
+    assert_eq!(seen.last(), Some(&(2, MemberState::Expelled)));
+    let what = What::Expelled { member, by: 17 };
+    let notice = Notification { seq: 2, what };
+    assert_eq!(section.read(2), NoticeRead::Notice(id, notice));
 }
 
 #[test]

@@ -37,8 +37,8 @@ pub use entry::{
     SALT_SIZE,
 };
 pub use notice::{
-    Admission, End, GroupId, GroupInfo, GroupReply, GroupRequest, Member, MemberInfo, Notification,
-    Secret, What,
+    Admission, End, GroupId, GroupInfo, GroupReply, GroupRequest, Leftover, Member, MemberInfo,
+    Notification, Secret, What,
 };
 
 use crate::id::{InstanceId, MAX_NODES, NodeId};

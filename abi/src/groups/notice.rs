@@ -137,6 +137,13 @@ pub enum What {
         /// Which life of which node.
         node: InstanceId,
     },
+    /// A member was made to leave. It may live on, and hold locks: it is not dead.
+    Expelled {
+        /// Who.
+        member: Member,
+        /// The user who asked for it.
+        by: u32,
+    },
 }
 
 /// One notification.
@@ -165,6 +172,7 @@ impl Notification {
             What::Died { member, end } => (4, member, end.word()),
             What::NodeFailed { node } => (5, Member { node, ..none }, 0),
             What::NodeBack { node } => (6, Member { node, ..none }, 0),
+            What::Expelled { member, by } => (7, member, by.into()),
         };
         [
             self.seq,
@@ -197,6 +205,10 @@ impl Notification {
             },
             5 => What::NodeFailed { node },
             6 => What::NodeBack { node },
+            7 => What::Expelled {
+                member,
+                by: detail as u32,
+            },
             _ => return None,
         };
         Some(Self { seq, what })
@@ -295,6 +307,15 @@ pub enum GroupRequest {
         /// First number wanted, at least 1.
         from: u64,
     },
+    /// End the membership of others. For the group's creator's user, and root.
+    Expel {
+        /// The group's name.
+        name: String,
+        /// Id and generation of a living member.
+        thread: (u32, Generation),
+        /// All members of its process, and not it alone.
+        process: bool,
+    },
 }
 
 /// An agent's answer or message about groups.
@@ -334,6 +355,26 @@ pub enum GroupReply {
     /// The process is no longer a member, or the group is gone: there is nothing more to come.
     /// Not an answer to a request.
     Ended,
+    /// The memberships are over.
+    Expelled {
+        /// How many.
+        members: u32,
+        /// What becomes of the memory that their process has mapped.
+        memory: Leftover,
+    },
+}
+
+/// What an expelled process has left of the memory of the group's segments. It is given none of it
+/// again in any case, unless it is admitted again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Leftover {
+    /// Nothing, as soon as the agent of its node has heard: what it has mapped is taken away.
+    Nothing,
+    /// Everything: other threads of the process are still members.
+    Membership,
+    /// What it has mapped, for as long as it runs: its node cannot take a mapping away.
+    Mappings,
 }
 
 /// What a group is, for listings.

@@ -117,6 +117,11 @@ impl Groups {
                     // with this very sweep.
                     self.commit(&self.section().change().die(entry, End::Node));
                     dead += 1;
+                } else if entry.state() == MemberState::Expelled
+                    && entry.row().member.node.id() == node.get()
+                {
+                    // The node's memory went with it.
+                    self.commit(&self.section().change().free(entry));
                 }
             }
             if dead > 0 {

@@ -1,6 +1,7 @@
 //! What can go wrong with groups.
 
 use lupin::lock::LockError;
+use lupin_abi::InstanceId;
 use lupin_abi::socket::RefusalCode;
 
 /// Why something could not be done with groups.
@@ -26,6 +27,17 @@ pub enum GroupError {
         /// Which rule it breaks.
         why: &'static str,
     },
+    /// Nobody in the group is this.
+    #[error("thread {thread} is no living member of group {name:?}")]
+    NoMember {
+        /// Which group.
+        name: String,
+        /// Who was named.
+        thread: InstanceId,
+    },
+    /// Nobody expels itself.
+    #[error("this process would expel itself: leave the group instead")]
+    Own,
     /// The group has living members.
     #[error("group {name:?} has {members} living members")]
     Busy {
@@ -58,9 +70,9 @@ impl GroupError {
     /// The kind of refusal that it is for a client.
     pub fn code(&self) -> RefusalCode {
         match self {
-            Self::Name(_) | Self::Rules(_) => RefusalCode::Invalid,
+            Self::Name(_) | Self::Rules(_) | Self::Own => RefusalCode::Invalid,
             Self::Exists(_) => RefusalCode::Exists,
-            Self::NotFound(_) => RefusalCode::NotFound,
+            Self::NotFound(_) | Self::NoMember { .. } => RefusalCode::NotFound,
             Self::Denied { .. } => RefusalCode::Permission,
             Self::Busy { .. } | Self::Draining => RefusalCode::Busy,
             Self::Full(_) => RefusalCode::NoSpace,

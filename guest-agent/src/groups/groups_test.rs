@@ -12,26 +12,26 @@ use crate::test_pod::{NODES, TestPod};
 use crate::threads::Threads;
 
 /// An agent, as far as threads and groups go.
-struct Agent {
-    threads: Threads,
-    groups: Groups,
+pub(super) struct Agent {
+    pub(super) threads: Threads,
+    pub(super) groups: Groups,
 }
 
 impl Agent {
     /// Takes over what an earlier agent of this life left, as the server does.
-    fn new(pod: &TestPod, node: u32, generation: u32) -> Self {
+    pub(super) fn new(pod: &TestPod, node: u32, generation: u32) -> Self {
         let memory = pod.attach(node, generation);
         let directory = Directory::new(Arc::clone(&memory));
         directory.begin(true).unwrap();
         let mut agent = Self {
             threads: Threads::new(directory),
-            groups: Groups::new(memory),
+            groups: Groups::new(memory, true),
         };
         agent.groups.begin().unwrap();
         agent
     }
 
-    fn register(&mut self, id: u32) -> Thread {
+    pub(super) fn register(&mut self, id: u32) -> Thread {
         let holder = Holder {
             pid: id,
             ..Holder::default()
@@ -39,20 +39,20 @@ impl Agent {
         self.threads.register(Some(id), holder).unwrap()
     }
 
-    fn join(&mut self, group: &str, thread: Thread) {
+    pub(super) fn join(&mut self, group: &str, thread: Thread) {
         self.groups
             .join(group, None, &[thread], &peer(thread.id.get()))
             .unwrap();
     }
 
     /// A process's death, as the server handles it.
-    fn dies(&mut self, thread: Thread) {
+    pub(super) fn dies(&mut self, thread: Thread) {
         self.threads.end([thread]).unwrap();
         self.groups.died(&[thread], End::Killed(9)).unwrap();
     }
 }
 
-fn peer(pid: u32) -> Peer {
+pub(super) fn peer(pid: u32) -> Peer {
     Peer {
         pid,
         uid: 0,
@@ -61,7 +61,7 @@ fn peer(pid: u32) -> Peer {
     }
 }
 
-fn create(agent: &mut Agent, name: &str) -> GroupId {
+pub(super) fn create(agent: &mut Agent, name: &str) -> GroupId {
     let admission = Admission::default();
     agent
         .groups
@@ -69,7 +69,7 @@ fn create(agent: &mut Agent, name: &str) -> GroupId {
         .unwrap()
 }
 
-fn history(groups: &Groups) -> Vec<(GroupId, Notification)> {
+pub(super) fn history(groups: &Groups) -> Vec<(GroupId, Notification)> {
     let section = groups.section();
     (section.oldest()..=section.head())
         .map(|position| match section.read(position) {
@@ -81,7 +81,7 @@ fn history(groups: &Groups) -> Vec<(GroupId, Notification)> {
 
 /// What must hold whatever happened: numbers without gaps, no rejoin before its death, nobody
 /// dead twice, and tables that say what the notifications add up to.
-fn audit(groups: &Groups) {
+pub(super) fn audit(groups: &Groups) {
     let history = history(groups);
     for (index, entry) in groups.section().groups().iter().enumerate() {
         let Some(id) = entry.id(index) else {
@@ -104,7 +104,7 @@ fn audit(groups: &Groups) {
                     assert!(alive.insert(member.thread.word()), "{history:?}");
                     up.insert(member.node.id());
                 }
-                What::Left { member } => {
+                What::Left { member } | What::Expelled { member, .. } => {
                     assert!(alive.remove(&member.thread.word()), "{history:?}");
                 }
                 What::Died { member, end } => {
@@ -137,7 +137,7 @@ fn thread(id: u32, generation: u32) -> Thread {
     Thread { id, generation }
 }
 
-fn deaths_of(groups: &Groups, thread: Thread) -> Vec<End> {
+pub(super) fn deaths_of(groups: &Groups, thread: Thread) -> Vec<End> {
     let instance = InstanceId::of_thread(thread.id, thread.generation);
     history(groups)
         .into_iter()

@@ -19,6 +19,7 @@ mod admission;
 mod deaths;
 mod drain;
 mod error;
+mod expulsion;
 mod watch;
 
 use std::cell::Cell;
@@ -41,6 +42,7 @@ use crate::memory::PodMemory;
 use crate::socket::Peer;
 use crate::threads::Thread;
 pub use error::GroupError;
+pub use expulsion::Expelled;
 pub use watch::{Watch, Watched};
 
 /// Groups that one user may have at a time; root may have all.
@@ -62,10 +64,14 @@ struct Own {
 #[derive(Debug)]
 pub struct Groups {
     memory: Arc<PodMemory>,
-    /// Living members on this node. Entries of the living are nobody else's to change.
+    /// Living members on this node. Their entries are nobody else's to change, unless it expels them.
     own: BTreeMap<Thread, Vec<Own>>,
     /// The tables changed here: readers are to be told.
     changed: Cell<bool>,
+    /// The ring's head when members of this node that were expelled were looked for.
+    seen: Option<u64>,
+    /// Whether this node can take a mapping away from a process.
+    revocable: bool,
 }
 
 /// What a list of members is.
@@ -80,12 +86,14 @@ pub struct Listed {
 }
 
 impl Groups {
-    /// The groups in `memory`.
-    pub fn new(memory: Arc<PodMemory>) -> Self {
+    /// The groups in `memory`; whether this node can take a mapping away from a process.
+    pub fn new(memory: Arc<PodMemory>, revocable: bool) -> Self {
         Self {
             memory,
             own: BTreeMap::new(),
             changed: Cell::new(false),
+            seen: None,
+            revocable,
         }
     }
 
@@ -324,6 +332,7 @@ impl Groups {
                 uid: peer.uid,
                 end: End::Unknown,
                 joined: 0,
+                revocable: self.revocable,
             };
             let what = match previous {
                 Some(previous) => What::Rejoined { member, previous },
@@ -364,6 +373,10 @@ impl Groups {
             let row = entry.row();
             if self.section().group(row.group).is_none() {
                 places.free.push(index);
+                continue;
+            }
+            if state == MemberState::Expelled {
+                // Its agent is not done with it. Who joins anew does so in another entry.
                 continue;
             }
             let wanted = threads.iter().any(|t| t.id.get() == row.member.thread.id());
@@ -429,9 +442,14 @@ impl Groups {
             }
         }
         drop(guard);
+        let members = self.memory.groups().members();
         for thread in threads {
+            let instance = InstanceId::of_thread(thread.id, thread.generation);
             if let Some(own) = self.own.get_mut(thread) {
-                own.retain(|own| !is_meant(own));
+                // Who was expelled before is still to be found by `take_expelled`.
+                own.retain(|own| {
+                    !is_meant(own) || expulsion::is_due(&members[own.row], instance, own.group)
+                });
                 if own.is_empty() {
                     self.own.remove(thread);
                 }
@@ -450,7 +468,9 @@ impl Groups {
         self.section().group(group).is_some()
             && threads.into_iter().any(|thread| {
                 let own = self.own.get(thread);
-                own.is_some_and(|own| own.iter().any(|own| own.group == group))
+                // The entry is the truth: another agent may have expelled it.
+                let is_it = |own: &Own| own.group == group && self.is_own(thread, group, own.row);
+                own.is_some_and(|own| own.iter().any(is_it))
             })
     }
 
@@ -464,7 +484,7 @@ impl Groups {
         let mut members = Vec::new();
         let mut more = None;
         for (index, entry) in self.rows().skip(after as usize) {
-            if entry.state() == MemberState::Free {
+            if !matches!(entry.state(), MemberState::Alive | MemberState::Dead) {
                 continue;
             }
             let row = entry.row();

@@ -92,6 +92,18 @@ impl DevDax {
             })
     }
 
+    /// File system and inode of the device node of an extent, if there is one, and all of it.
+    fn file_of(&self, extent: Extent) -> Option<(u64, u64, Window)> {
+        let range = self.segment_range(extent).ok()?;
+        let (_, path) = self.nodes.get(&range.start)?;
+        let stat = fs::metadata(path).ok()?;
+        let window = Window {
+            offset: 0,
+            size: extent.size,
+        };
+        Some((stat.dev(), stat.ino(), window))
+    }
+
     /// The node of the device for `range`, cut if there is none yet.
     fn node(&mut self, range: PhysRange, owner: Owner) -> Result<PathBuf, MemoryError> {
         if let Some((known, path)) = self.nodes.get(&range.start)
@@ -184,18 +196,17 @@ impl Backend for DevDax {
     }
 
     fn is_mapped(&self, extent: Extent) -> bool {
-        let node = self
-            .segment_range(extent)
-            .ok()
-            .and_then(|range| self.nodes.get(&range.start));
-        let Some(stat) = node.and_then(|(_, path)| fs::metadata(path).ok()) else {
+        let Some((dev, ino, window)) = self.file_of(extent) else {
             return false;
         };
-        let window = Window {
-            offset: 0,
-            size: extent.size,
+        users::is_mapped(dev, ino, window)
+    }
+
+    fn is_used_by(&self, extent: Extent, pid: u32) -> bool {
+        let Some((dev, ino, window)) = self.file_of(extent) else {
+            return false;
         };
-        users::is_mapped(stat.dev(), stat.ino(), window)
+        users::maps(pid, dev, ino, window) || users::has_open(pid, dev, ino)
     }
 
     fn held_segments(&mut self) -> Result<Vec<Extent>, MemoryError> {

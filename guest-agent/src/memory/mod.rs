@@ -162,6 +162,10 @@ pub trait Backend: Send {
     /// Whether any process of this node but the agent has a part of the extent mapped.
     fn is_mapped(&self, extent: Extent) -> bool;
 
+    /// Whether a process of this node has a part of the extent mapped, or a descriptor that is of
+    /// the extent alone.
+    fn is_used_by(&self, extent: Extent, pid: u32) -> bool;
+
     /// Segments that an earlier agent of this life made ready.
     ///
     /// # Errors

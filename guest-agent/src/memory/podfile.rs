@@ -131,6 +131,13 @@ impl Backend for PodFile {
         users::is_mapped(stat.st_dev, stat.st_ino, window)
     }
 
+    fn is_used_by(&self, extent: Extent, pid: u32) -> bool {
+        let (Ok(window), Ok(stat)) = (self.pool_window(extent), fstat(&self.fd)) else {
+            return false;
+        };
+        users::maps(pid, stat.st_dev, stat.st_ino, window)
+    }
+
     fn held_segments(&mut self) -> Result<Vec<Extent>, MemoryError> {
         // The agent of a namespace node is its PID 1: nothing outlives it.
         Ok(Vec::new())

@@ -1,6 +1,7 @@
 //! Who on this node has a range of a file or device mapped: asked of `/proc`.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use lupin_abi::socket::Mapping as Window;
 
@@ -10,7 +11,6 @@ use lupin_abi::socket::Mapping as Window;
 /// Processes that end while `/proc` is read are skipped; one that cannot be read counts as not
 /// having it, since the agent runs as root.
 pub fn is_mapped(dev: u64, ino: u64, window: Window) -> bool {
-    let key = format!("{:02x}:{:02x} {ino}", libc::major(dev), libc::minor(dev));
     let own = std::process::id().to_string();
     let Ok(processes) = fs::read_dir("/proc") else {
         return false;
@@ -20,9 +20,22 @@ pub fn is_mapped(dev: u64, ino: u64, window: Window) -> bool {
         let Some(pid) = name.to_str().filter(|n| n.parse::<u32>().is_ok()) else {
             return false;
         };
-        pid != own
-            && fs::read_to_string(process.path().join("maps"))
-                .is_ok_and(|maps| maps.lines().any(|line| line_maps(line, &key, window)))
+        pid != own && pid.parse().is_ok_and(|pid| maps(pid, dev, ino, window))
+    })
+}
+
+/// Whether a process maps a byte of `window` of such a file.
+pub fn maps(pid: u32, dev: u64, ino: u64, window: Window) -> bool {
+    let key = format!("{:02x}:{:02x} {ino}", libc::major(dev), libc::minor(dev));
+    fs::read_to_string(format!("/proc/{pid}/maps"))
+        .is_ok_and(|maps| maps.lines().any(|line| line_maps(line, &key, window)))
+}
+
+/// Whether a process has such a file open.
+pub fn has_open(pid: u32, dev: u64, ino: u64) -> bool {
+    fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|fds| {
+        let mut files = fds.flatten().filter_map(|fd| fs::metadata(fd.path()).ok());
+        files.any(|file| (file.dev(), file.ino()) == (dev, ino))
     })
 }
 
@@ -55,6 +68,17 @@ fn line_maps(line: &str, key: &str, window: Window) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn open_files_are_found_until_they_are_closed() {
+        let file = tempfile::tempfile().unwrap();
+        let stat = file.metadata().unwrap();
+        let (pid, dev, ino) = (std::process::id(), stat.dev(), stat.ino());
+        assert!(has_open(pid, dev, ino));
+        assert!(!has_open(pid, dev, ino + 1) && !has_open(0, dev, ino));
+        drop(file);
+        assert!(!has_open(pid, dev, ino));
+    }
 
     #[test]
     fn lines_of_maps_are_judged_by_file_and_range() {

@@ -182,7 +182,9 @@ impl Server {
             if task::life_of(&holder) == Life::Over {
                 return Ok(false);
             }
-            self.watch(poller, pid, Process::new(pidfd))?;
+            let mut process = Process::new(pidfd);
+            process.is_adopted = true;
+            self.watch(poller, pid, process)?;
         } else if task::life_of(&holder) == Life::Over {
             return Ok(false);
         }

@@ -1,15 +1,16 @@
 //! What processes ask about groups, and what those that watch one are sent.
 
-use log::warn;
-use lupin_abi::ThreadId;
+use log::{debug, warn};
 use lupin_abi::groups::{GroupId, GroupReply, GroupRequest};
 use lupin_abi::socket::{RefusalCode, Reply};
+use lupin_abi::{InstanceId, ThreadId};
 
 use super::packet::Peer;
 use super::requests::{Answer, Refusal, refusal};
 use super::{LOGGED_PER_TICK, Server};
 use crate::groups::{GroupError, Watched};
 use crate::poll::Poller;
+use crate::segments::LeaseId;
 use crate::threads::Thread;
 
 /// Threads in one request.
@@ -57,7 +58,7 @@ impl Server {
                 let threads = self.own_threads(peer, &threads)?;
                 let joined = self.groups.join(&name, secret.as_ref(), &threads, peer);
                 if let Err(GroupError::Denied { .. }) = &joined {
-                    self.count_denied(&name, peer);
+                    self.count_denied(&name, peer, "join");
                 }
                 let (group, before) = joined?;
                 answer(GroupReply::Joined { group, before })
@@ -65,8 +66,21 @@ impl Server {
             GroupRequest::Leave { group, threads } => {
                 let threads = self.own_threads(peer, &threads)?;
                 self.groups.leave(Some(group), &threads)?;
-                self.expel_former_members();
+                self.take_from_former(peer.pid, Some(group));
                 Ok(Some((Reply::Done, Vec::new())))
+            }
+            GroupRequest::Expel {
+                name,
+                thread: (id, generation),
+                process,
+            } => {
+                let thread = InstanceId::new(id, generation);
+                let expelled = self.groups.expel(&name, thread, process, peer);
+                if let Err(GroupError::Denied { .. }) = &expelled {
+                    self.count_denied(&name, peer, "expel members of");
+                }
+                let (members, memory) = expelled?;
+                answer(GroupReply::Expelled { members, memory })
             }
             GroupRequest::Members { group, after } => {
                 self.check_member(peer, group)?;
@@ -124,28 +138,94 @@ impl Server {
         refusal(RefusalCode::Permission, message)
     }
 
-    /// Takes the segments of groups from processes that are no members any more, if no process of
-    /// this node that has them open still is one: all of them use the same devices.
-    pub(super) fn expel_former_members(&mut self) {
-        let (processes, groups) = (&self.processes, &self.groups);
-        self.segments.expel(|lease, group| {
-            let mut holders = processes.values().filter(|p| p.segments.contains(&lease));
-            holders.any(|process| groups.is_member(group, &process.threads))
-        });
+    /// Takes from a process of this node the segments of a group, or of all groups, of which it is
+    /// no member any more; false if that has to be tried again.
+    ///
+    /// All processes of a node use the same devices: those who stay lose them, too, and open them
+    /// once more ([`Request::ReopenSegment`](lupin_abi::socket::Request)). Nobody is disturbed for a
+    /// process that left of its own accord and has let go of the segment itself.
+    fn take_segments(&mut self, pid: u32, group: Option<GroupId>, left: bool) -> bool {
+        if !self.segments.can_revoke() {
+            return true;
+        }
+        let process = self.processes.get(&pid);
+        let is_over = |of: GroupId| {
+            let threads = process.into_iter().flat_map(|process| &process.threads);
+            group.is_none_or(|group| group == of) && !self.groups.is_member(of, threads)
+        };
+        // Of what was opened through an earlier agent, or by a process that is gone and may have
+        // handed it on, nothing is known.
+        let known = process.filter(|process| !process.is_adopted);
+        let leases = self.segments.of_groups();
+        let leases: Vec<LeaseId> = leases
+            .filter(|(lease, of)| {
+                known.is_none_or(|process| process.segments.contains(lease)) && is_over(*of)
+            })
+            .map(|(lease, _)| lease)
+            .collect();
+        let mut all = true;
+        for lease in leases {
+            let is_used = !left || self.segments.is_used_by(lease, pid);
+            if is_used && !self.segments.take_away(lease) {
+                all = false;
+                continue;
+            }
+            let process = self.processes.get_mut(&pid);
+            if process.is_some_and(|process| process.segments.remove(&lease)) {
+                self.segments.release(lease);
+            }
+        }
+        all
+    }
+
+    /// Takes the segments of a group, or of all, from a process that has left.
+    pub(super) fn take_from_former(&mut self, pid: u32, group: Option<GroupId>) {
+        if !self.take_segments(pid, group, true) {
+            self.former.push((pid, group));
+        }
+    }
+
+    /// Takes the memory of their groups from members of this node that others have expelled; and
+    /// what could not be taken before.
+    fn take_from_expelled(&mut self) {
+        for (pid, group) in std::mem::take(&mut self.former) {
+            self.take_from_former(pid, group);
+        }
+        if self.expelled.is_empty() {
+            return;
+        }
+        let expelled = std::mem::take(&mut self.expelled);
+        let (mut done, mut later) = (Vec::new(), Vec::new());
+        for one in expelled {
+            match self.take_segments(one.pid, Some(one.group), false) {
+                true => done.push(one),
+                false => later.push(one),
+            }
+        }
+        if !done.is_empty()
+            && let Err(error) = self.groups.settle(&done)
+        {
+            debug!("groups: expelled members are settled later: {error}");
+            later.append(&mut done);
+        }
+        self.expelled = later;
     }
 
     /// Wrong credentials are worth a line in the log, a flood of them is not.
-    fn count_denied(&mut self, name: &str, peer: &Peer) {
+    fn count_denied(&mut self, name: &str, peer: &Peer, what: &str) {
         self.denied += 1;
         if self.denied <= LOGGED_PER_TICK {
             let (pid, uid) = (peer.pid, peer.uid);
-            warn!("process {pid} of user {uid} may not join group {name:?}");
+            warn!("process {pid} of user {uid} may not {what} group {name:?}");
         }
     }
 
     /// Sends readers of groups what they have not been sent; tells of nodes that failed.
     pub(super) fn pump_groups(&mut self, poller: &Poller) {
         self.groups.bury_nodes();
+        let expelled = self.groups.take_expelled();
+        self.expelled.extend(expelled);
+        self.take_from_expelled();
         self.unsent = false;
         let ids: Vec<u32> = self
             .clients
@@ -202,7 +282,7 @@ impl Server {
     pub(super) fn tick_groups(&mut self) {
         if self.denied > LOGGED_PER_TICK {
             let more = self.denied - LOGGED_PER_TICK;
-            warn!("{more} more requests to join a group were refused");
+            warn!("{more} more requests to join groups or to expel members were refused");
         }
         self.denied = 0;
     }

@@ -1,7 +1,9 @@
 //! The server in a thread, and clients of it: in this process, and in others that are killed.
 
+use std::fs;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use lupin_abi::ABI_VERSION;
 use lupin_abi::groups::GroupId;
+use lupin_abi::layout::{PodHeader, SectionKind};
 use lupin_abi::port::ToManager;
 use lupin_abi::socket::{
     Lifetime, MAX_PACKET, Mapping as Window, RefusalCode, Reply, Request, SegmentName, decode,
@@ -24,6 +27,8 @@ use nix::sys::time::TimeVal;
 
 use super::Server;
 use crate::directory::Directory;
+use crate::memory::podfile::PodFile;
+use crate::memory::{Backend, Extent, MemoryError, Owner, SectionFd};
 use crate::poll::{Poller, Source};
 use crate::segments::Segments;
 use crate::test_pod::TestPod;
@@ -45,16 +50,39 @@ impl Served {
     }
 
     pub(super) fn start(pod: &TestPod, node: u32, generation: u32, restarted: bool) -> Self {
+        let backend = Box::new(pod.backend(node, generation));
+        Self::on(backend, pod, node, generation, restarted)
+    }
+
+    /// One of a node that can take mappings away, as it says; `taken` gets what it would take.
+    pub(super) fn revocable(
+        pod: &TestPod,
+        node: u32,
+        restarted: bool,
+        taken: &Arc<Mutex<Vec<Extent>>>,
+    ) -> Self {
+        let (file, taken) = (pod.backend(node, 1), Arc::clone(taken));
+        Self::on(Box::new(Revocable { file, taken }), pod, node, 1, restarted)
+    }
+
+    fn on(
+        mut backend: Box<dyn Backend>,
+        pod: &TestPod,
+        node: u32,
+        generation: u32,
+        restarted: bool,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        // For clients of other users.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let path = folder.path().join("run/agent.sock");
         let memory = pod.attach(node, generation);
-        let mut backend = pod.backend(node, generation);
-        crate::memory::Backend::attached(&mut backend, pod.header()).unwrap();
+        backend.attached(pod.header()).unwrap();
         let directory = Directory::new(memory);
         let held = directory.begin(restarted).unwrap();
         let poller = Poller::new().unwrap();
         let threads = Threads::new(directory.clone());
-        let segments = Segments::new(directory, Box::new(backend), held);
+        let segments = Segments::new(directory, backend, held);
         let mut server = Server::new(&path, &poller, threads, segments, restarted).unwrap();
         let to_manager = Arc::new(Mutex::new(Vec::new()));
         let told = Arc::clone(&to_manager);
@@ -95,6 +123,56 @@ impl Served {
         let connection = self.connect();
         connection.welcome();
         connection
+    }
+}
+
+/// A file, of which devices are said to be cut.
+struct Revocable {
+    file: PodFile,
+    taken: Arc<Mutex<Vec<Extent>>>,
+}
+
+impl Backend for Revocable {
+    fn available(&self) -> u64 {
+        self.file.available()
+    }
+
+    fn attached(&mut self, header: &PodHeader) -> Result<(), MemoryError> {
+        self.file.attached(header)
+    }
+
+    fn section(&mut self, kind: SectionKind, read_only: bool) -> Result<SectionFd, MemoryError> {
+        self.file.section(kind, read_only)
+    }
+
+    fn open_segment(
+        &mut self,
+        extent: Extent,
+        owner: Owner,
+        read_only: bool,
+    ) -> Result<SectionFd, MemoryError> {
+        self.file.open_segment(extent, owner, read_only)
+    }
+
+    fn can_revoke(&self) -> bool {
+        true
+    }
+
+    fn close_segment(&mut self, extent: Extent) -> Result<(), MemoryError> {
+        self.taken.lock().unwrap().push(extent);
+        Ok(())
+    }
+
+    fn is_mapped(&self, extent: Extent) -> bool {
+        self.file.is_mapped(extent)
+    }
+
+    fn is_used_by(&self, extent: Extent, pid: u32) -> bool {
+        self.file.is_used_by(extent, pid)
+    }
+
+    fn held_segments(&mut self) -> Result<Vec<Extent>, MemoryError> {
+        self.file.held_segments()
     }
 }
 

@@ -34,6 +34,7 @@ use std::time::Instant;
 
 use log::{debug, info, warn};
 use lupin_abi::fabric::RingRead;
+use lupin_abi::groups::GroupId;
 use lupin_abi::instances::Holder;
 use lupin_abi::socket::{MAX_PACKET, RefusalCode, Reply, encode};
 use nix::errno::Errno;
@@ -43,7 +44,7 @@ use nix::sys::socket::{
     setsockopt, socket, sockopt,
 };
 
-use crate::groups::{Groups, Watch};
+use crate::groups::{Expelled, Groups, Watch};
 use crate::poll::{Poller, READABLE, Source};
 use crate::proc_events::ProcEvents;
 use crate::segments::Segments;
@@ -106,6 +107,10 @@ pub struct Server {
     threads: Threads,
     segments: Segments,
     groups: Groups,
+    /// Members of this node that were expelled, and whose processes have the group's memory yet.
+    expelled: Vec<Expelled>,
+    /// Processes that have left a group, or all, and could not be relieved of the memory yet.
+    former: Vec<(u32, Option<GroupId>)>,
     /// Readers of groups have not been sent all yet.
     unsent: bool,
     buffer: Box<[u8; MAX_PACKET]>,
@@ -139,7 +144,8 @@ impl Server {
     ) -> io::Result<Self> {
         let listener = listen_on(path)?;
         poller.add(&listener, Source::ClientListener, EpollFlags::EPOLLIN)?;
-        let groups = Groups::new(Arc::clone(segments.directory().memory()));
+        let memory = Arc::clone(segments.directory().memory());
+        let groups = Groups::new(memory, segments.can_revoke());
         let mut server = Self {
             path: path.into(),
             listener,
@@ -152,6 +158,8 @@ impl Server {
             threads,
             segments,
             groups,
+            expelled: Vec::new(),
+            former: Vec::new(),
             unsent: false,
             buffer: Box::new([0; MAX_PACKET]),
             accepting: true,
@@ -168,6 +176,7 @@ impl Server {
         }
         // After the threads: members among them whose process is gone are dead by now.
         server.groups.begin().map_err(io::Error::other)?;
+        server.expelled = server.groups.left_expelled();
         Ok(server)
     }
 
@@ -556,6 +565,9 @@ fn listen_on(path: &Path) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+#[cfg(test)]
+#[path = "expulsion_test.rs"]
+mod expulsion_test;
 #[cfg(test)]
 #[path = "fuzz_test.rs"]
 mod fuzz_test;

@@ -34,6 +34,8 @@ pub struct Process {
     program: Option<Program>,
     /// Leases of the segments that it opened.
     pub segments: BTreeSet<LeaseId>,
+    /// It was served by an earlier agent: it may have opened more segments than are known.
+    pub is_adopted: bool,
     /// How it ended, should this agent be its parent and have reaped it.
     pub reaped: Option<End>,
 }
@@ -48,6 +50,7 @@ impl Process {
             tasks: BTreeMap::new(),
             program: None,
             segments: BTreeSet::new(),
+            is_adopted: false,
             reaped: None,
         }
     }

@@ -140,6 +140,22 @@ impl Server {
                 self.hold(peer.pid, lease);
                 Ok(Some(self.segment_reply(lease, fds, false)))
             }
+            Request::ReopenSegment {
+                entry,
+                uses,
+                read_only,
+            } => {
+                let want = if read_only { 4 } else { 6 };
+                let (groups, process) = (&self.groups, self.processes.get(&peer.pid));
+                let may = |segment: &Segment| match segment.group {
+                    Some(group) => process.is_some_and(|p| groups.is_member(group, &p.threads)),
+                    None => may(peer, want, segment),
+                };
+                let number = (entry, uses);
+                let (lease, fds) = self.segments.reopen(number, read_only, may)?;
+                self.hold(peer.pid, lease);
+                Ok(Some(self.segment_reply(lease, fds, false)))
+            }
             Request::GrowSegment { segment, size } => {
                 self.check_segment(peer, &segment)?;
                 let may = |segment: &Segment| may(peer, 6, segment);
@@ -331,7 +347,7 @@ impl Server {
         self.groups.leave(None, &[thread])?;
         self.threads.end([thread])?;
         process.forget(&thread);
-        self.expel_former_members();
+        self.take_from_former(peer.pid, None);
         self.wakes.threads_died();
         Ok(Some((Reply::Done, Vec::new())))
     }
@@ -380,10 +396,15 @@ impl Server {
     ) -> (Reply, Vec<OwnedFd>) {
         let parts = parts.into_iter().map(|part| (part.window, part.fd));
         let (mappings, fds) = parts.unzip();
+        let (entry, uses) = self.segments.number_of(lease);
+        // Others of the node can be expelled from a group, and it uses the same devices as they.
+        let is_shared = self.segments.group_of(lease).is_some();
         let reply = Reply::Segment {
             mappings,
             created,
-            entry: self.segments.entry_of(lease),
+            entry,
+            uses,
+            revocable: is_shared && self.segments.can_revoke(),
         };
         (reply, fds)
     }

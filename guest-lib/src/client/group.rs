@@ -2,7 +2,7 @@
 
 use lupin_abi::InstanceId;
 pub use lupin_abi::groups::{
-    Admission, End, GroupId, GroupInfo, Member, MemberInfo, Notification, Secret, What,
+    Admission, End, GroupId, GroupInfo, Leftover, Member, MemberInfo, Notification, Secret, What,
 };
 use lupin_abi::groups::{GroupReply, GroupRequest};
 use lupin_abi::socket::{Reply, Request};
@@ -104,6 +104,52 @@ impl Pod {
         Ok(membership)
     }
 
+    /// Ends the membership of a living member, on whatever node it is. The group's creator's user and
+    /// root may. All members are told ([`What::Expelled`]), once, the expelled one as well, whose
+    /// [`Notifications`] end with that.
+    ///
+    /// The process is refused the group's segments from here on, unless other threads of it are
+    /// members. What it has mapped is taken from it where its node can do that, a moment later:
+    /// [`Expulsion::memory`] says what holds for it.
+    ///
+    /// The thread may live on. Locks that it holds stay its own until it releases them or its instance
+    /// ends; and the group's rule decides whether it may join again.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with `NotFound` (no such group, or no such living member, expelled
+    /// before for instance, also by a request whose answer was lost), `Permission`, or `Invalid` (a
+    /// thread of this process: it leaves); connection errors.
+    pub fn expel_member(&self, group: &str, thread: InstanceId) -> Result<Expulsion, ClientError> {
+        self.expel(group, thread, false)
+    }
+
+    /// Ends the memberships of all threads of the process of a living member, as
+    /// [`expel_member`](Self::expel_member) does that of one.
+    ///
+    /// # Errors
+    /// Those of [`expel_member`](Self::expel_member). If its agent dies meanwhile some may have been
+    /// expelled and others not.
+    pub fn expel_process(&self, group: &str, member: InstanceId) -> Result<Expulsion, ClientError> {
+        self.expel(group, member, true)
+    }
+
+    fn expel(
+        &self,
+        name: &str,
+        thread: InstanceId,
+        process: bool,
+    ) -> Result<Expulsion, ClientError> {
+        let request = GroupRequest::Expel {
+            name: name.into(),
+            thread: (thread.id(), thread.generation()),
+            process,
+        };
+        match self.ask_group(request)? {
+            (GroupReply::Expelled { members, memory }, _) => Ok(Expulsion { members, memory }),
+            (other, what) => Err(unexpected(what, other)),
+        }
+    }
+
     pub(super) fn ask_group(
         &self,
         request: GroupRequest,
@@ -160,6 +206,15 @@ fn pairs(threads: &[InstanceId]) -> Vec<(u32, u32)> {
         .iter()
         .map(|thread| (thread.id(), thread.generation()))
         .collect()
+}
+
+/// What an expulsion did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expulsion {
+    /// How many memberships it ended.
+    pub members: u32,
+    /// What becomes of the memory of the group's segments that the process has mapped.
+    pub memory: Leftover,
 }
 
 /// Membership of some of this process's threads in a group, left when dropped.

@@ -30,7 +30,8 @@ pub use connection::Patience;
 pub use error::ClientError;
 pub use events::{Events, Happening};
 pub use group::{
-    Admission, End, GroupId, GroupInfo, Member, MemberInfo, Membership, Notification, Secret, What,
+    Admission, End, Expulsion, GroupId, GroupInfo, Leftover, Member, MemberInfo, Membership,
+    Notification, Secret, What,
 };
 pub use group_watch::{GroupEvent, Notifications};
 pub use lupin_abi::socket::{Lifetime, RefusalCode, SegmentInfo};

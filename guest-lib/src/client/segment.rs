@@ -2,19 +2,24 @@
 
 use core::ops::Deref;
 use core::time::Duration;
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use lupin_abi::groups::GroupId;
 use lupin_abi::socket::{Lifetime, RefusalCode, Reply, Request, SegmentInfo, SegmentName};
 
-use super::connection::{name_of, refused_or};
+use super::connection::{exchange, name_of, refused_or};
 use super::wake::Registered;
-use super::{ClientError, Membership, Pod};
+use super::{ClientError, Membership, Pod, check_life};
+use crate::revocation::Parts;
 use crate::shm::{Access, Mapping};
 use crate::wait::deadline_after;
 
 /// The first pause before the agent is asked again, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+
+/// How long the agent may take to hand out anew what it took away.
+const REOPEN: Duration = Duration::from_secs(10);
 
 /// A mapped segment. Its memory is used through [`Mapping`].
 #[derive(Debug)]
@@ -369,6 +374,46 @@ impl Pod {
         })
     }
 
+    /// Opens once more the very segment that had a number, after it was taken away; `None` if this
+    /// process may not have it any more. On a connection of its own: the thread that needs the
+    /// memory may be in the middle of anything.
+    fn reopen(&self, (entry, uses): (u32, u32), read_only: bool) -> Option<Parts> {
+        let request = Request::ReopenSegment {
+            entry,
+            uses,
+            read_only,
+        };
+        let mut address = self.inner.address.clone();
+        address.patience.request = address.patience.request.min(REOPEN);
+        let deadline = deadline_after(REOPEN);
+        let (mut pause, longest) = PAUSES;
+        loop {
+            let (socket, welcome) = address.connect().ok()?;
+            check_life(self.inner.me, &welcome).ok()?;
+            match exchange(&socket, &request, deadline, REOPEN) {
+                Ok((Reply::Segment { mappings, .. }, fds)) if fds.len() == mappings.len() => {
+                    return Some(parts(fds, mappings));
+                }
+                // The user's requests are too many for a moment, or the agent makes room for its
+                // successor.
+                Ok((
+                    Reply::Refused {
+                        code: RefusalCode::Limit | RefusalCode::Failed,
+                        ..
+                    },
+                    _,
+                ))
+                | Err(ClientError::Connection { .. })
+                    if Instant::now() + pause < deadline =>
+                {
+                    std::thread::sleep(pause);
+                }
+                _ => return None,
+            }
+            pause = (pause * 2).min(longest);
+        }
+    }
+
     /// Maps what the agent answers with; and whether it was created for this.
     fn ask_for_memory(
         &self,
@@ -381,6 +426,8 @@ impl Pod {
             mappings,
             created,
             entry,
+            uses,
+            revocable,
         } = reply
         else {
             return Err(refused_or(what, reply));
@@ -392,12 +439,21 @@ impl Pod {
                 detail: format!("expected {needed} descriptors, got {count}"),
             });
         }
-        let parts = fds.into_iter().zip(mappings);
-        let parts: Vec<_> = parts.map(|(fd, at)| (fd, at.offset, at.size)).collect();
-        let memory = Mapping::of_parts(&parts, access)?;
+        let mut memory = Mapping::of_parts(&parts(fds, mappings), access)?;
+        if revocable {
+            let number = (entry, uses);
+            let (pod, read_only) = (self.clone(), access == Access::ReadOnly);
+            memory.restored_by(Box::new(move || pod.reopen(number, read_only)))?;
+        }
         let wakeable = Registered::new(&self.inner.address, self.inner.me, entry, &memory);
         Ok((created, wakeable, memory))
     }
+}
+
+/// What the agent hands out, as it is mapped.
+fn parts(fds: Vec<OwnedFd>, mappings: Vec<lupin_abi::socket::Mapping>) -> Parts {
+    let parts = fds.into_iter().zip(mappings);
+    parts.map(|(fd, at)| (fd, at.offset, at.size)).collect()
 }
 
 fn of_no_group(name: &str) -> SegmentName {

@@ -255,10 +255,10 @@ fn listen(socket: &PacketSocket) {
 }
 
 /// All signals are blocked for the calling thread, and those that it makes, until this is dropped.
-struct Blocked(libc::sigset_t);
+pub(crate) struct Blocked(libc::sigset_t);
 
 impl Blocked {
-    fn all() -> Self {
+    pub(crate) fn all() -> Self {
         // SAFETY: both sets are valid; an all-zero sigset_t is one, and is filled here.
         unsafe {
             let (mut all, mut old) = (core::mem::zeroed(), core::mem::zeroed());

@@ -242,13 +242,17 @@ impl Inner {
                             mappings,
                             created,
                             entry,
+                            uses: 1,
+                            revocable: false,
                         };
                         (reply, fds)
                     }
                     None => refuse(RefusalCode::NotFound, "no such segment"),
                 }
             }
-            Request::GrowSegment { .. } | Request::RenameSegment { .. } => {
+            Request::GrowSegment { .. }
+            | Request::RenameSegment { .. }
+            | Request::ReopenSegment { .. } => {
                 refuse(RefusalCode::Failed, "this agent cannot do that")
             }
             Request::RemoveSegment { segment, .. } => {
@@ -349,6 +353,8 @@ impl Inner {
             mappings,
             created,
             entry,
+            uses: 1,
+            revocable: false,
         };
         (reply, vec![self.open(false)])
     }
