@@ -142,7 +142,10 @@ fn watch(manager: &Process, pod: &Pod) -> Result<(), StandbyError> {
     };
     let mut judge = Judge::new(&looks, monotonic_ns(), beat()?);
     loop {
-        if manager.wait_gone(Some(looks.poll)) {
+        let now = monotonic_ns();
+        let due = judge.next_look_ns().map(|due| due.saturating_sub(now));
+        let pause = due.map_or(looks.poll, |due| looks.poll.min(Duration::from_nanos(due)));
+        if manager.wait_gone(Some(pause)) {
             log::warn!("manager {pid} is gone");
             return Ok(());
         }

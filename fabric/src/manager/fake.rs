@@ -95,7 +95,7 @@ pub(super) struct World {
     pub memory: Arc<PodMemory>,
     pub runtime: RuntimeFolder,
     pub pod: Arc<Pod>,
-    now: AtomicU64,
+    pub now: AtomicU64,
     state: Mutex<State>,
     _folder: tempfile::TempDir,
 }

@@ -14,13 +14,17 @@
 //! host: then a starved node is a dead one.
 //!
 //! Else a starved node is not a dead node; a stopped one (no run, no wait) is hung like one that
-//! spins. Half-way to the deadline a node is rung once: an idle one that lost an interrupt wakes
+//! spins. Once it is silent, the looks follow its deadline ([`next_look_ns`](Judge::next_look_ns)),
+//! so that the verdict does not wait for the next poll. Half-way to the deadline a node is rung once: an idle one that lost an interrupt wakes
 //! up from that, and nothing is lost on a dead one.
 
 use std::time::Duration;
 
 use crate::podfile::{DeadlineClock, Heartbeat};
 use crate::sys::threads::ThreadTimes;
+
+/// A starved node's deadline moves away at every look: how many looks a poll that may cost.
+const PAUSES_PER_POLL: u64 = 8;
 
 /// How a look ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +71,7 @@ pub struct Standing {
 pub struct Judge {
     deadline_ns: u64,
     most_per_look_ns: u64,
+    least_pause_ns: u64,
     clock: DeadlineClock,
     beats: u64,
     changed_ns: u64,
@@ -89,6 +94,7 @@ impl Judge {
         Self {
             deadline_ns: nanos(heartbeat.deadline),
             most_per_look_ns: 2 * nanos(heartbeat.poll),
+            least_pause_ns: nanos(heartbeat.poll) / PAUSES_PER_POLL,
             clock: heartbeat.clock,
             beats,
             changed_ns: now_ns,
@@ -185,6 +191,25 @@ impl Judge {
             deadline_ns: self.deadline_ns,
             beats: self.beats,
         })
+    }
+
+    /// When a look at a silent node could first have a consequence: when it would be rung or its
+    /// deadline pass if it could run all the time until then. `None` while its counter moves.
+    ///
+    /// A look at that moment need not be the only one: polls before it count as well.
+    pub fn next_look_ns(&self) -> Option<u64> {
+        let count = self.silence.as_ref()?;
+        let due_ns = if count.rung {
+            self.deadline_ns
+        } else {
+            self.deadline_ns / 2
+        };
+        let left = due_ns.saturating_sub(count.available_ns);
+        Some(
+            count
+                .looked_ns
+                .saturating_add(left.max(self.least_pause_ns)),
+        )
     }
 
     /// Where the node stands as of the last look.
@@ -304,6 +329,42 @@ mod tests {
         assert_eq!(silence.available_ns, 112 * MS);
         assert_eq!(silence.wall_ns, 112 * MS);
         assert_eq!(silence.beats, 1);
+    }
+
+    #[test]
+    fn looks_that_follow_the_deadline_find_it_when_it_passes() {
+        let mut judge = judge();
+        assert_eq!(judge.next_look_ns(), None, "its counter moves");
+        let (mut now, mut seen) = (16 * MS, Vec::new());
+        loop {
+            match judge.look(now, 1, || vec![thread(5, 5, false)]) {
+                Verdict::Silent => {}
+                Verdict::Ring => seen.push(now / MS),
+                Verdict::Hung(silence) => {
+                    assert_eq!(silence.available_ns, 100 * MS);
+                    seen.push(now / MS);
+                    break;
+                }
+                verdict => panic!("{verdict:?} without a beat"),
+            }
+            let poll = (now / (16 * MS) + 1) * 16 * MS;
+            now = judge.next_look_ns().expect("it is silent").min(poll);
+        }
+        // Fifty and a hundred milliseconds after the poll that found the silence.
+        assert_eq!(seen, [66, 116]);
+    }
+
+    #[test]
+    fn a_starved_node_costs_a_bounded_number_of_looks() {
+        let mut judge = judge();
+        let (mut now, mut looks) = (16 * MS, 0);
+        while now < 1016 * MS {
+            let waited = now / MS;
+            judge.look(now, 1, || vec![thread(5, waited, true)]);
+            now = judge.next_look_ns().expect("it is silent");
+            looks += 1;
+        }
+        assert!(looks <= 8 * 1000 / 16, "{looks} in a second");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What the manager does when nodes fail, and in which order.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lupin_abi::Cause;
@@ -103,6 +104,42 @@ fn a_death_is_known_by_its_cause_and_needs_no_fence() {
         assert_eq!(world.lives(3), 2);
         assert_eq!(world.memory.fabric().entry(id(3)).cause(), cause);
     }
+}
+
+#[test]
+fn a_verdict_does_not_wait_for_the_next_poll() {
+    let world = World::new("");
+    let mut manager = FakeManager::up(&world);
+    manager.live(10);
+    assert_eq!(manager.core.next_look_ns, None, "nobody is silent");
+    let deadline_ns = manager.core.pod.heartbeat.deadline.as_nanos() as u64;
+    let poll_ns = 16_000_000;
+    world.beat_all_but(&[2]);
+    manager.tick();
+    let mut next_tick = world.now.load(Ordering::Relaxed) + poll_ns;
+    let mut between = 0;
+    while world.state_of(2) == NodeState::Joined && between < 10_000 {
+        let due = manager.core.next_look_ns.expect("node 2 is silent");
+        let now = world.now.load(Ordering::Relaxed);
+        if due < next_tick {
+            world.advance(Duration::from_nanos(due.saturating_sub(now)));
+            manager.core.look_at_the_due();
+            manager.settle();
+            between += 1;
+        } else {
+            world.advance(Duration::from_nanos(next_tick.saturating_sub(now)));
+            world.beat_all_but(&[2]);
+            manager.core.tick();
+            manager.settle();
+            next_tick += poll_ns;
+        }
+    }
+    let events = check_failure(&world, 2, 1, Cause::Hang);
+    let available_ns = events[0].evidence[1];
+    // The eighth of a poll is the least pause between two looks.
+    assert!((deadline_ns..deadline_ns + poll_ns / 8).contains(&available_ns));
+    assert!(between >= 2, "one to ring, one for the verdict");
+    assert_eq!(manager.core.next_look_ns, None);
 }
 
 #[test]

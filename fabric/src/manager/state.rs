@@ -179,6 +179,8 @@ pub(super) struct Core {
     pub recorder: Recorder,
     pub nodes: BTreeMap<NodeId, NodeControl>,
     pub effects: Vec<Effect>,
+    /// When the driver is to call [`look_at_the_due`](Self::look_at_the_due), of the clock.
+    pub next_look_ns: Option<u64>,
     /// Going down, and when patience ends.
     pub down_by_ns: Option<u64>,
     /// The program that shall take over.
@@ -210,6 +212,7 @@ impl Core {
             clock,
             nodes,
             effects: Vec::new(),
+            next_look_ns: None,
             down_by_ns: None,
             hand_over: None,
         })

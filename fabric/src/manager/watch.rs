@@ -1,5 +1,5 @@
 //! The look at every node that the manager takes once a poll: who has joined, who is silent,
-//! whose time is up.
+//! whose time is up. Silent nodes get looks in between, when their deadline could pass.
 
 use log::Level;
 use lupin_abi::NodeId;
@@ -19,11 +19,39 @@ const STOPPING_BOUND_NS: u64 = 60_000_000_000;
 impl Core {
     /// One look at every node.
     pub fn tick(&mut self) {
-        for id in self.look_at_the_living() {
-            self.look(id);
-            self.advance(id);
+        let others = self.look_at_the_living();
+        for id in &others {
+            self.look(*id);
+            self.advance(*id);
         }
         self.look_at_the_end();
+        // The silent ones are among the others.
+        self.next_look_ns = others.iter().filter_map(|id| self.due_ns(*id)).min();
+    }
+
+    /// A look at the silent nodes whose deadline could have passed, between two ticks.
+    pub fn look_at_the_due(&mut self) {
+        let now = self.now();
+        let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
+        let (due, later): (Vec<_>, Vec<_>) = ids
+            .into_iter()
+            .filter_map(|id| Some((id, self.due_ns(id)?)))
+            .partition(|(_, due_ns)| *due_ns <= now);
+        for (id, _) in &due {
+            self.look(*id);
+            self.advance(*id);
+        }
+        let again = due.iter().filter_map(|(id, _)| self.due_ns(*id));
+        let later = later.iter().map(|(_, due_ns)| *due_ns);
+        self.next_look_ns = later.chain(again).min();
+    }
+
+    /// When a look at a node could have a consequence; `None` if it is not silent.
+    fn due_ns(&self, id: NodeId) -> Option<u64> {
+        match &self.nodes.get(&id)?.phase {
+            Phase::Joined(judge) => judge.next_look_ns(),
+            _ => None,
+        }
     }
 
     /// The look at the nodes that have joined and whose heart beats, which are nearly always nearly
