@@ -32,6 +32,7 @@
 //! | [`doorbell`] | somebody says that something happened |
 //! | [`init`] | reaping and the node's end |
 //! | [`agent`] | all of it together |
+//! | [`logging`] | the log of both programs |
 //! | [`upgrade`] | becoming the next version |
 //! | [`supervise`] | the program beside it, that begins other programs again |
 //!
@@ -47,6 +48,7 @@ pub mod heartbeat;
 pub mod identity;
 pub mod init;
 pub mod link;
+pub mod logging;
 pub mod memory;
 mod notify;
 pub mod poll;

@@ -3,26 +3,15 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use log::{LevelFilter, error};
+use log::error;
 use lupin_guest_agent::agent::block_signals;
 use lupin_guest_agent::cli::Options;
+use lupin_guest_agent::logging;
 use lupin_guest_agent::run::run;
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    env_logger::Builder::new()
-        .filter_level(LevelFilter::Info)
-        .parse_env("LUPIN_LOG")
-        .format(|out, record| {
-            use std::io::Write;
-            writeln!(
-                out,
-                "lupin-guest-agent: {}: {}",
-                record.level(),
-                record.args()
-            )
-        })
-        .init();
+    logging::begin("lupin-guest-agent");
     // Before any thread is started: threads inherit what is blocked.
     let result = block_signals()
         .map_err(|e| lupin_guest_agent::agent::AgentError::os("block signals", e))

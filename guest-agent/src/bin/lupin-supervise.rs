@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use log::{LevelFilter, error};
+use log::error;
+use lupin_guest_agent::logging;
 use lupin_guest_agent::supervise::{FAILED, Options, run};
 
 fn main() -> ExitCode {
@@ -16,19 +17,7 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    env_logger::Builder::new()
-        .filter_level(LevelFilter::Info)
-        .parse_env("LUPIN_LOG")
-        .format(|out, record| {
-            use std::io::Write;
-            writeln!(
-                out,
-                "lupin-supervise: {}: {}",
-                record.level(),
-                record.args()
-            )
-        })
-        .init();
+    logging::begin("lupin-supervise");
     match run(&options) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
