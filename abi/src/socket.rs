@@ -125,6 +125,11 @@ pub enum Request {
     },
 }
 
+/// Folder beside the agent's socket in which the agents of namespace nodes take a
+/// [`Request::Wake`] as a datagram, each on a socket named by its node's number. Only the agents'
+/// user may enter it; guests have none.
+pub const PEERS: &str = "peers";
+
 /// Longest encoding of a [`Request::Wake`], in bytes.
 pub const MAX_WAKE: usize = 24;
 

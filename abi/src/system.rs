@@ -131,6 +131,14 @@ pub const fn extent_word(extent: Range) -> u64 {
     (extent.offset / GRANULE) & 0xffff_ffff | (extent.size / GRANULE) << 32
 }
 
+/// The extent for which a word stands. Both ends fit into 64 bits, whatever the word.
+const fn extent_of(word: u64) -> Range {
+    Range {
+        offset: (word & 0xffff_ffff) * GRANULE,
+        size: (word >> 32) * GRANULE,
+    }
+}
+
 /// The number of extents and of those that are ready, as the entry's word for them.
 pub const fn count_word(taken: usize, ready: usize) -> u64 {
     taken as u64 | (ready as u64) << 32
@@ -179,13 +187,8 @@ impl SegmentEntry {
         // Acquire: pairs with the Release of `set_count`; the extents belong to the count.
         let count = self.count.load(Ordering::Acquire);
         let taken = (count as u32 as usize).min(MAX_EXTENTS);
-        let extents = self.extents[..taken].iter().map(|cell| {
-            let word = cell.load(Ordering::Relaxed);
-            Range {
-                offset: u64::from(word as u32) * GRANULE,
-                size: (word >> 32) * GRANULE,
-            }
-        });
+        let extents = self.extents[..taken].iter();
+        let extents = extents.map(|cell| extent_of(cell.load(Ordering::Relaxed)));
         let owner = self.owner.load(Ordering::Relaxed);
         let mode = self.mode.load(Ordering::Relaxed);
         let group = self.group.load(Ordering::Relaxed);
@@ -216,6 +219,24 @@ impl SegmentEntry {
         fence(Ordering::Acquire);
         let after = self.state.load(Ordering::Relaxed);
         (before == after && name == self.name_len.load(Ordering::Relaxed)).then_some(segment)
+    }
+
+    /// Where in the pool the byte at `offset` of the segment lies. Without the directory lock a
+    /// hint: nobody may store there for it.
+    pub fn place(&self, offset: u64) -> Option<u64> {
+        if self.state() == SegmentState::Free {
+            return None;
+        }
+        let taken = self.count.load(Ordering::Acquire) as u32 as usize;
+        let mut left = offset;
+        for cell in &self.extents[..taken.min(MAX_EXTENTS)] {
+            let extent = extent_of(cell.load(Ordering::Relaxed));
+            match left.checked_sub(extent.size) {
+                Some(rest) => left = rest,
+                None => return Some(extent.offset + left),
+            }
+        }
+        None
     }
 
     /// Begins a use of a free entry, without extents. For the holder of the directory lock. The

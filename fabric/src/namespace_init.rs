@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use lupin_abi::socket::PEERS;
 use nix::mount::{MsFlags, mount};
 
 /// What to set up, and what to become.
@@ -19,6 +20,8 @@ pub struct NamespaceInit {
     pub hostname: String,
     /// The folder that becomes `/run/lupin`.
     pub run: PathBuf,
+    /// The folder that becomes `/run/lupin/peers`, the same for all nodes of the pod.
+    pub peers: PathBuf,
     /// The agent and its arguments; at least one word.
     pub command: Vec<OsString>,
 }
@@ -46,15 +49,15 @@ impl NamespaceInit {
         mount(nothing, "/", nothing, flags, nothing).map_err(step("make the mounts private"))?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(Some("proc"), "/proc", Some("proc"), flags, nothing).map_err(step("mount /proc"))?;
-        std::fs::create_dir_all(RUN_LUPIN).map_err(step("make /run/lupin"))?;
-        mount(
-            Some(&self.run),
-            Path::new(RUN_LUPIN),
-            nothing,
-            MsFlags::MS_BIND,
-            nothing,
-        )
-        .map_err(step("mount /run/lupin"))?;
+        // Into the folder first, which takes it along.
+        let inside = self.run.join(PEERS);
+        let recursive = MsFlags::MS_BIND | MsFlags::MS_REC;
+        for (from, to) in [(&self.peers, &*inside), (&self.run, Path::new(RUN_LUPIN))] {
+            let at = to.display();
+            std::fs::create_dir_all(to).map_err(step(&format!("make {at}")))?;
+            mount(Some(from), to, nothing, recursive, nothing)
+                .map_err(step(&format!("mount {at}")))?;
+        }
         nix::unistd::sethostname(&self.hostname).map_err(step("set the host name"))?;
         let words: Vec<CString> = self
             .command

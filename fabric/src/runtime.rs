@@ -15,6 +15,7 @@
 //!     console.log                 what the node wrote
 //!     control.sock agent.sock exit.json
 //!     run/                        /run/lupin inside a namespace node
+//!   peers/                        /run/lupin/peers inside every namespace node; mode 0700
 //! ```
 //!
 //! Records are written to a temporary name and renamed: a reader finds the old or the new one.
@@ -31,6 +32,7 @@ use std::path::{Path, PathBuf};
 
 pub use kept::{KeptPod, PodFolder};
 use lupin_abi::Generation;
+use lupin_abi::socket::PEERS;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -329,6 +331,19 @@ impl NodeFolder {
     /// `/run/lupin` of a namespace node.
     pub fn run(&self) -> PathBuf {
         self.path.join("run")
+    }
+
+    /// The folder that becomes `/run/lupin/peers` of the pod's namespace nodes, where their agents
+    /// take wake-ups of each other. For the agents' user alone, which is the manager's.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn make_peers(&self) -> Result<PathBuf, RuntimeError> {
+        // Beside the folder of all nodes.
+        let pod = self.path.ancestors().nth(2).unwrap_or(&self.path);
+        let peers = pod.join(PEERS);
+        make_folder(&peers, None)?;
+        Ok(peers)
     }
 
     /// Removes what an earlier life left; the record and the logs stay.

@@ -22,9 +22,10 @@
 //!
 //! A futex wakes sleepers of one kernel. So the flag is a set: of which *classes* of nodes
 //! somebody may sleep ([`NodeId::wake_class`](lupin_abi::NodeId::wake_class)). Whoever ends the
-//! wait wakes its own node's sleepers by futex, and asks its agent to have those of the other
-//! classes woken. That is one packet without an answer, sent without blocking; agents and manager
-//! pass it on, and the last agent makes the futex call. Any of them may drop it: a wake-up is a
+//! wait wakes its own node's sleepers by futex, and asks for those of the other classes, and of its
+//! own class where that has further nodes. That is one packet without an answer, sent without
+//! blocking, to its agent or where it can to theirs; agents and manager pass it on, and the last
+//! agent makes the futex call. Any of them may drop it: a wake-up is a
 //! hint, and its loss costs no more than [`BACKSTOP`].
 //!
 //! # No wake-up is lost between nodes, either

@@ -70,6 +70,9 @@ enum Command {
         /// Folder that becomes /run/lupin.
         #[arg(long)]
         run: PathBuf,
+        /// Folder that becomes /run/lupin/peers.
+        #[arg(long)]
+        peers: PathBuf,
         /// The agent and its arguments.
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
@@ -167,12 +170,14 @@ fn main() -> ExitCode {
     if let Some(Command::NamespaceInit {
         hostname,
         run,
+        peers,
         command,
     }) = cli.command
     {
         let init = NamespaceInit {
             hostname,
             run,
+            peers,
             command,
         };
         let Err(error) = init.run();

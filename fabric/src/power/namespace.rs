@@ -78,6 +78,10 @@ impl PowerControl for NamespacePower {
         let doorbell =
             EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
                 .map_err(|e| failed("make the doorbell", &e))?;
+        let peers = request
+            .folder
+            .make_peers()
+            .map_err(|e| failed("make the folder of the agents", &e))?;
         let number = |fd: BorrowedFd<'_>| fd.as_raw_fd().to_string().into();
         let args: Vec<OsString> = vec![
             "namespace-init".into(),
@@ -85,6 +89,8 @@ impl PowerControl for NamespacePower {
             request.node.name.clone().into(),
             "--run".into(),
             request.folder.run().into(),
+            "--peers".into(),
+            peers.into(),
             "--".into(),
             self.agent.clone().into(),
             "--init".into(),

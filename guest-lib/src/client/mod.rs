@@ -11,6 +11,9 @@ mod events;
 mod group;
 mod group_watch;
 mod packet;
+// Hidden and not private: agents send in the place of processes that may not.
+#[doc(hidden)]
+pub mod peers;
 mod segment;
 mod thread;
 pub(crate) mod wake;
@@ -56,7 +59,7 @@ struct Inner {
     address: Address,
     header: PodHeader,
     me: InstanceId,
-    fabric: Mapping,
+    fabric: Arc<Mapping>,
     instances: Mapping,
     /// `None` after it broke, until the next request restores it.
     connection: Mutex<Option<PacketSocket>>,
@@ -99,7 +102,7 @@ impl Pod {
                 address,
                 header,
                 me,
-                fabric,
+                fabric: Arc::new(fabric),
                 instances,
                 connection: Mutex::new(Some(socket)),
             }),

@@ -445,7 +445,7 @@ impl Pod {
             let (pod, read_only) = (self.clone(), access == Access::ReadOnly);
             memory.restored_by(Box::new(move || pod.reopen(number, read_only)))?;
         }
-        let wakeable = Registered::new(&self.inner.address, self.inner.me, entry, &memory);
+        let wakeable = Registered::new(self, entry, &memory);
         Ok((created, wakeable, memory))
     }
 }

@@ -1,5 +1,6 @@
 //! The way of a wake-up to other nodes, and of news of deaths to this process: one connection to
-//! the agent for the whole process, and one thread that reads from it.
+//! the agent for the whole process, and one thread that reads from it. Where nodes share a kernel,
+//! a wake-up goes to the agents of the other nodes at once ([`peers`](super::peers)).
 //!
 //! Nothing here waits for anybody: a wake-up is one packet that is sent or dropped, and the
 //! thread alone connects. Until it has, wake-ups wait for it, so many as are sure to be few.
@@ -10,11 +11,14 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use lupin_abi::InstanceId;
+use lupin_abi::fabric::FabricSection;
 use lupin_abi::socket::{Reply, Request, decode, encode};
 
-use super::check_life;
 use super::connection::{Address, exchange};
 use super::packet::PacketSocket;
+use super::peers::Peers;
+use super::{Pod, check_life};
+use crate::shm::Mapping;
 use crate::wait::{class, deadline_after, sleepers};
 
 /// Wake-ups that wait for the connection.
@@ -28,13 +32,18 @@ const READ: Duration = Duration::from_secs(3600);
 
 /// The pod of the first segment that this process mapped. Segments of another attachment are
 /// woken by the backstop: a process belongs to one node.
-static HOME: OnceLock<(Address, InstanceId)> = OnceLock::new();
+static HOME: OnceLock<Home> = OnceLock::new();
 /// The mapped segments of that pod.
 static SEGMENTS: RwLock<Vec<Place>> = RwLock::new(Vec::new());
 /// The process that started the thread; 0 before. A process that was forked off has none.
 static STARTED_BY: AtomicU32 = AtomicU32::new(0);
 /// Whether the agent tells this process of deaths, and takes wake-ups.
 static IS_UP: AtomicBool = AtomicBool::new(false);
+/// The short way, where there is one.
+static SHORT: OnceLock<Peers> = OnceLock::new();
+/// Nodes to which a process sends itself. It does so on the way out of a critical section: more
+/// are left to its agent, which has the time.
+const FEW: usize = 4;
 static ROUTE: Mutex<Route> = Mutex::new(Route {
     socket: None,
     waiting: VecDeque::new(),
@@ -43,6 +52,24 @@ static ROUTE: Mutex<Route> = Mutex::new(Route {
 struct Route {
     socket: Option<Arc<PacketSocket>>,
     waiting: VecDeque<Request>,
+}
+
+#[derive(Debug)]
+struct Home {
+    address: Address,
+    me: InstanceId,
+    /// Nodes that the pod may have.
+    capacity: u32,
+    /// The generation table: which nodes there are.
+    table: Arc<Mapping>,
+}
+
+impl Home {
+    fn fabric(&self) -> &FabricSection {
+        // SAFETY: `Pod::attach_at` has checked it; mapped for as long as `self`, and used through
+        // the abi's atomics.
+        unsafe { FabricSection::from_ptr(self.table.as_ptr()) }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -66,21 +93,22 @@ fn segments() -> RwLockReadGuard<'static, Vec<Place>> {
 pub(super) struct Registered(Option<Place>);
 
 impl Registered {
-    /// Registers the mapping of the segment with number `entry`, which the agent at `address`
-    /// opened for the node instance `me`.
-    pub(super) fn new(
-        address: &Address,
-        me: InstanceId,
-        entry: u32,
-        memory: &crate::shm::Mapping,
-    ) -> Self {
-        let (home, node) = HOME.get_or_init(|| {
+    /// Registers the mapping of the segment with number `entry`, which the agent of `pod` opened.
+    pub(super) fn new(pod: &Pod, entry: u32, memory: &Mapping) -> Self {
+        let (address, me) = (&pod.inner.address, pod.inner.me);
+        let home = HOME.get_or_init(|| {
+            let capacity = pod.header().node_capacity();
             if let Some(node) = me.node() {
-                class::set_node(node);
+                class::set_node(node, capacity);
             }
-            (address.clone(), me)
+            Home {
+                address: address.clone(),
+                me,
+                capacity,
+                table: Arc::clone(&pod.inner.fabric),
+            }
         });
-        if (&home.path, *node) != (&address.path, me) {
+        if (&home.address.path, home.me) != (&address.path, me) {
             return Self(None);
         }
         let place = Place {
@@ -133,7 +161,7 @@ fn is_started() -> bool {
 }
 
 fn start() -> bool {
-    let Some((address, me)) = HOME.get() else {
+    let Some(home) = HOME.get() else {
         STARTED_BY.store(0, Ordering::Release);
         return false;
     };
@@ -142,7 +170,7 @@ fn start() -> bool {
     let spawned = std::thread::Builder::new()
         .name("lupin-wake".into())
         .stack_size(128 << 10)
-        .spawn(move || serve(address, *me));
+        .spawn(move || serve(home));
     drop(blocked);
     // Without a thread: MAX_SLEEP, and not again and again.
     spawned.is_ok()
@@ -165,21 +193,37 @@ pub(crate) fn send(word: &AtomicU32, classes: u32, all: bool) {
     let Some((segment, offset)) = find(word).filter(|_| is_started()) else {
         return;
     };
-    let wake = Request::Wake {
+    let wake = |classes: u32| Request::Wake {
         segment,
         offset,
         classes: classes as u16,
         all,
     };
+    let left = by_the_short_way(&wake(classes), classes);
+    if left == 0 {
+        return;
+    }
     let mut route = route();
     let Some(socket) = route.socket.clone() else {
         if route.waiting.len() < WAITING {
-            route.waiting.push_back(wake);
+            route.waiting.push_back(wake(left));
         }
         return;
     };
     drop(route);
-    transmit(&socket, &wake);
+    transmit(&socket, &wake(left));
+}
+
+/// Sends to the agents of other nodes, if there are few; gives the classes that are left.
+fn by_the_short_way(wake: &Request, classes: u32) -> u32 {
+    let (Some(short), Some(home)) = (SHORT.get(), HOME.get()) else {
+        return classes;
+    };
+    let nodes = || short.of(classes, home.fabric());
+    match encode(wake) {
+        Ok(packet) if nodes().take(FEW + 1).count() <= FEW => short.send(&packet, nodes()),
+        _ => classes,
+    }
 }
 
 /// Sends if there is room. What is lost is found by the sleepers themselves.
@@ -190,13 +234,16 @@ fn transmit(socket: &PacketSocket, wake: &Request) {
 }
 
 /// The thread: stays connected, and passes interruptions on.
-fn serve(address: &Address, me: InstanceId) {
-    let mut address = address.clone();
+fn serve(home: &Home) {
+    if let Some(peers) = Peers::find(&home.address.path, home.me.node(), home.capacity) {
+        let _ = SHORT.set(peers);
+    }
+    let mut address = home.address.clone();
     address.patience.connect = Duration::ZERO;
     address.patience.request = PATIENCE;
     let mut pause = RETRY.0;
     loop {
-        match connect(&address, me) {
+        match connect(&address, home.me) {
             Ok(Some(socket)) => {
                 pause = RETRY.0;
                 let socket = Arc::new(socket);
