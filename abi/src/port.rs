@@ -84,6 +84,8 @@ pub enum ToAgent {
     Wake(Wake),
     /// Thread instances of another node died.
     Deaths,
+    /// Another node has notifications of groups for the members of this one.
+    Groups,
 }
 
 /// A wake-up on its way to other nodes. A hint: any of those who pass it on may drop it, and one
@@ -155,6 +157,8 @@ pub enum ToManager {
     Wake(Wake),
     /// Thread instances of this node died: tell the other nodes.
     Deaths,
+    /// There are notifications of groups: tell the other nodes.
+    Groups,
 }
 
 /// How a command ended.

@@ -7,6 +7,7 @@
 //!             Failed: an init stays reachable for the manager, a service exits
 //! ```
 
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use log::{debug, error, info, warn};
 use lupin_abi::groups::End;
+use lupin_abi::layout::SectionKind;
 use lupin_abi::node::AgentState;
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
@@ -27,13 +29,14 @@ use crate::heartbeat::Heartbeat;
 use crate::identity::{Identity, IdentityError};
 use crate::init::{DEFAULT_GRACE, Role, Shutdown, reap};
 use crate::link::{Hint, Link};
-use crate::memory::{Attaching, Backend, MemoryError, PodMemory};
+use crate::memory::{Attaching, Backend, MemoryError, PodMemory, map};
 use crate::notify::{notify, watchdog};
 use crate::poll::{Poller, Source};
 use crate::segments::Segments;
 use crate::socket::Server;
 use crate::threads::Threads;
 use crate::upgrade::Successor;
+use crate::wakes::Doorstep;
 
 /// How often the agent looks around without being woken: wake-ups may be lost.
 const TICK: Duration = Duration::from_millis(250);
@@ -129,6 +132,8 @@ impl Membership {
 pub struct Pod {
     memory: Arc<PodMemory>,
     server: Server,
+    /// Takes wake-ups of other nodes until dropped.
+    _doorstep: Option<Doorstep>,
     /// Beats until dropped.
     _heartbeat: Heartbeat,
     fenced: bool,
@@ -157,7 +162,7 @@ impl Pod {
             .map_err(|e| AgentError::os("start of the heartbeat", e))?;
         let joined = Self::finish(attaching, backend, socket, poller, restarted);
         match joined {
-            Ok((memory, server)) => {
+            Ok((memory, server, doorstep)) => {
                 section.set_state(AgentState::Joined);
                 info!(
                     "node {} generation {} joined pod {:?}",
@@ -168,6 +173,7 @@ impl Pod {
                 Ok(Self {
                     memory,
                     server,
+                    _doorstep: doorstep,
                     _heartbeat: heartbeat,
                     fenced: false,
                 })
@@ -185,7 +191,7 @@ impl Pod {
         socket: &Path,
         poller: &Poller,
         restarted: bool,
-    ) -> Result<(Arc<PodMemory>, Server), AgentError> {
+    ) -> Result<(Arc<PodMemory>, Server, Option<Doorstep>), AgentError> {
         let memory = Arc::new(attaching.finish(backend.as_mut())?);
         let directory = Directory::new(Arc::clone(&memory));
         let held = directory.begin(restarted)?;
@@ -194,11 +200,16 @@ impl Pod {
                 backend.close_segment(extent)?;
             }
         }
+        let pool = || map(backend.as_mut(), SectionKind::Pool, true).map_err(io::Error::other);
+        let doorstep = Doorstep::open(socket, Arc::clone(&memory), pool).unwrap_or_else(|error| {
+            warn!("wake-ups of other nodes come by the longer way: {error}");
+            None
+        });
         let threads = Threads::new(directory.clone());
         let segments = Segments::new(directory, backend, held);
         let server = Server::new(socket, poller, threads, segments, restarted)
             .map_err(|e| AgentError::os(format!("serve {}", socket.display()), e))?;
-        Ok((memory, server))
+        Ok((memory, server, doorstep))
     }
 
     fn tick(&mut self, poller: &Poller) {
@@ -350,8 +361,9 @@ impl Agent {
         if pod_has_work || self.link.has_work() {
             return Some(Duration::ZERO);
         }
+        let of_pod = self.pod.as_ref().and_then(|pod| pod.server.next_deadline());
         let mut next = self.next_tick;
-        if let Some(deadline) = self.link.next_deadline() {
+        for deadline in [of_pod, self.link.next_deadline()].into_iter().flatten() {
             next = next.min(deadline);
         }
         if let Some(membership) = &self.membership {
@@ -394,7 +406,8 @@ impl Agent {
         false
     }
 
-    /// Wake-ups and deaths, between the processes and the manager. At once, for somebody sleeps.
+    /// Wake-ups, and news of deaths and groups, between the processes and the manager. At once,
+    /// for somebody sleeps.
     fn relay(&mut self) {
         let Some(pod) = &mut self.pod else {
             return;
@@ -403,6 +416,7 @@ impl Agent {
             match hint {
                 Hint::Wake(wake) => pod.server.wake(wake),
                 Hint::Deaths => pod.server.tell_deaths(&self.poller),
+                Hint::Groups => pod.server.on_group_news(&self.poller),
             }
         }
         self.link.send_hints(pod.server.take_outgoing(&self.poller));

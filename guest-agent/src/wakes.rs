@@ -1,11 +1,14 @@
 //! Wake-ups that cross nodes, and news of deaths, on their way through this agent.
 //!
 //! ```text
-//!   process -> its agent -> manager -> agents of the other nodes -> futex
+//!   guests:           process -> its agent -> manager -> agents of the other nodes -> futex
+//!   namespace nodes:  process ------------------------> agents of the other nodes -> futex
 //! ```
 //!
 //! Both are hints, which everybody on the way may drop: sleepers look for themselves now and
 //! then. So nothing here waits, retries or answers, and every queue is short.
+
+mod doorstep;
 
 use std::sync::atomic::AtomicU32;
 use std::time::Instant;
@@ -14,6 +17,7 @@ use log::debug;
 use lupin_abi::port::{ToManager, Wake};
 
 use crate::memory::mapping::Mapping;
+pub use doorstep::Doorstep;
 
 /// Wake-ups that wait for the link to the manager.
 const WAITING: usize = 256;
@@ -22,28 +26,25 @@ const BURST: f64 = 4096.0;
 /// Each costs the agent some microseconds: a tenth of a processor is what a hostile process gets.
 const PER_SECOND: f64 = 16384.0;
 
-/// What is to be told to the manager, and how much may be.
+/// Datagrams that cost as much as the rest of a wake-up.
+const NODES_FOR_ONE: f64 = 4.0;
+
+/// How many wake-ups may be looked at now.
 #[derive(Debug)]
-pub struct Wakes {
-    waiting: Vec<Wake>,
-    deaths: bool,
+pub struct Allowance {
     tokens: f64,
     filled: Instant,
 }
 
-impl Default for Wakes {
+impl Default for Allowance {
     fn default() -> Self {
-        Self {
-            waiting: Vec::new(),
-            deaths: false,
-            tokens: BURST,
-            filled: Instant::now(),
-        }
+        let (tokens, filled) = (BURST, Instant::now());
+        Self { tokens, filled }
     }
 }
 
-impl Wakes {
-    /// Whether one more wake-up of a process may be looked at.
+impl Allowance {
+    /// Whether one more may be, which counts as one.
     pub fn may(&mut self, now: Instant) -> bool {
         let elapsed = now.saturating_duration_since(self.filled).as_secs_f64();
         self.tokens = (self.tokens + elapsed * PER_SECOND).min(BURST);
@@ -55,6 +56,23 @@ impl Wakes {
         true
     }
 
+    /// Counts what one was that went to so many nodes. It is a debt if there is not so much left.
+    pub fn charge(&mut self, nodes: usize) {
+        self.tokens -= nodes as f64 / NODES_FOR_ONE;
+    }
+}
+
+/// What is to be told to the manager, and how much may be.
+#[derive(Debug, Default)]
+pub struct Wakes {
+    waiting: Vec<Wake>,
+    deaths: bool,
+    groups: bool,
+    /// For what processes ask.
+    pub allowance: Allowance,
+}
+
+impl Wakes {
     /// Passes a wake-up on to other nodes.
     pub fn push(&mut self, wake: Wake) {
         if self.waiting.len() < WAITING {
@@ -72,11 +90,18 @@ impl Wakes {
         self.deaths
     }
 
+    /// Tells the other nodes that there are notifications of groups: once, however many.
+    pub fn groups_changed(&mut self) {
+        self.groups = true;
+    }
+
     /// What the manager is to be told now.
     pub fn take(&mut self) -> impl Iterator<Item = ToManager> + use<> {
         let deaths = std::mem::take(&mut self.deaths).then_some(ToManager::Deaths);
+        let groups = std::mem::take(&mut self.groups).then_some(ToManager::Groups);
         let wakes = std::mem::take(&mut self.waiting).into_iter();
-        deaths.into_iter().chain(wakes.map(ToManager::Wake))
+        let news = deaths.into_iter().chain(groups);
+        news.chain(wakes.map(ToManager::Wake))
     }
 }
 

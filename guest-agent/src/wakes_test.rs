@@ -15,20 +15,42 @@ fn what_waits_for_the_manager_is_bounded_and_told_once() {
     let mut wakes = Wakes::default();
     (0..1000).for_each(|at| wakes.push(wake(at * 4)));
     wakes.threads_died();
+    wakes.groups_changed();
     wakes.threads_died();
+    wakes.groups_changed();
     let told: Vec<ToManager> = wakes.take().collect();
-    assert_eq!(told.len(), WAITING + 1);
+    assert_eq!(told.len(), WAITING + 2);
     assert_eq!(told[0], ToManager::Deaths);
-    assert_eq!(told[1], ToManager::Wake(wake(0)));
+    assert_eq!(told[1], ToManager::Groups);
+    assert_eq!(told[2], ToManager::Wake(wake(0)));
     assert_eq!(wakes.take().count(), 0);
 }
 
 #[test]
 fn a_hostile_process_runs_out_of_wake_ups() {
-    let (mut wakes, now) = (Wakes::default(), Instant::now());
-    let granted = (0..100_000).filter(|_| wakes.may(now)).count();
+    let (mut allowance, now) = (Allowance::default(), Instant::now());
+    let granted = (0..100_000).filter(|_| allowance.may(now)).count();
     assert_eq!(granted, BURST as usize);
-    assert!(wakes.may(now + Duration::from_millis(1)));
+    assert!(allowance.may(now + Duration::from_millis(1)));
+}
+
+/// Sleeps on a word that holds 0, as one of a node of `class`, until woken.
+pub(super) fn sleep_on(word: *const AtomicU32, class: u32) {
+    let sleep = || {
+        // SAFETY: the caller has the word mapped for the whole call, and the kernel only reads it.
+        unsafe {
+            libc::syscall(
+                libc::SYS_futex,
+                word,
+                libc::FUTEX_WAIT_BITSET,
+                0,
+                std::ptr::null::<libc::timespec>(),
+                std::ptr::null::<u32>(),
+                1u32 << class,
+            )
+        }
+    };
+    while sleep() != 0 {}
 }
 
 #[test]
@@ -40,25 +62,8 @@ fn a_word_is_woken_for_the_own_class_only() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             // The high half of a word, so that the half must be chosen right.
-            let half = mapping.words()[3]
-                .as_ptr()
-                .cast::<AtomicU32>()
-                .wrapping_add(1);
-            let sleep = || {
-                // SAFETY: the word is mapped for the whole call, and the kernel only reads it.
-                unsafe {
-                    libc::syscall(
-                        libc::SYS_futex,
-                        half,
-                        libc::FUTEX_WAIT_BITSET,
-                        0,
-                        std::ptr::null::<libc::timespec>(),
-                        std::ptr::null::<u32>(),
-                        1u32 << 2,
-                    )
-                }
-            };
-            while sleep() != 0 {}
+            let word = mapping.words()[3].as_ptr().cast::<AtomicU32>();
+            sleep_on(word.wrapping_add(1), 2);
             awake.store(1, Ordering::SeqCst);
         });
         for _ in 0..20 {

@@ -137,7 +137,9 @@ impl Session {
                     assert!(command.output_credit <= INITIAL_CREDIT as usize);
                 }
             }
-            ToAgent::Wake(_) | ToAgent::Deaths => self.seen.lock().unwrap().hints.push(message),
+            ToAgent::Wake(_) | ToAgent::Deaths | ToAgent::Groups => {
+                self.seen.lock().unwrap().hints.push(message);
+            }
             ToAgent::Shutdown { grace_ms } => self.seen.lock().unwrap().shutdown = Some(grace_ms),
         }
         self.pump()

@@ -26,6 +26,8 @@ pub enum Hint {
     Wake(Wake),
     /// Threads of the node died.
     Deaths,
+    /// There are notifications of groups.
+    Groups,
 }
 
 impl Hint {
@@ -33,7 +35,7 @@ impl Hint {
     pub fn is_for(&self, node: NodeId) -> bool {
         match self {
             Self::Wake(wake) => wake.classes & (1 << node.wake_class()) != 0,
-            Self::Deaths => true,
+            Self::Deaths | Self::Groups => true,
         }
     }
 }
@@ -44,6 +46,7 @@ impl AgentLink {
         let message = match hint {
             Hint::Wake(wake) => ToAgent::Wake(*wake),
             Hint::Deaths => ToAgent::Deaths,
+            Hint::Groups => ToAgent::Groups,
         };
         let Ok(frame) = port::encode(&message) else {
             return;
@@ -113,6 +116,7 @@ mod tests {
         assert!(wake(0b10).is_for(node(2)) && wake(0b10).is_for(node(18)));
         assert!(!wake(0b10).is_for(node(1)) && !wake(0).is_for(node(2)));
         assert!(wake(u16::MAX).is_for(node(16)) && Hint::Deaths.is_for(node(7)));
+        assert!(Hint::Groups.is_for(node(1)));
     }
 
     #[test]

@@ -327,7 +327,7 @@ fn hints_go_both_ways_and_are_dropped_while_there_is_no_agent() {
     // The first may meet a thread that is still writing its hello, and goes through the queue.
     let sent: Vec<Hint> = (0..100)
         .map(|at| Hint::Wake(port::Wake { at, ..wake }))
-        .chain([Hint::Deaths])
+        .chain([Hint::Deaths, Hint::Groups])
         .collect();
     sent.iter().for_each(|hint| bench.link.hint(hint));
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -340,6 +340,7 @@ fn hints_go_both_ways_and_are_dropped_while_there_is_no_agent() {
         .map(|hint| match hint {
             Hint::Wake(wake) => ToAgent::Wake(*wake),
             Hint::Deaths => ToAgent::Deaths,
+            Hint::Groups => ToAgent::Groups,
         })
         .collect();
     assert_eq!(agent.seen.lock().unwrap().hints, expected);

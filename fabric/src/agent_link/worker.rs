@@ -240,6 +240,7 @@ impl Connection<'_> {
             }
             ToManager::Wake(wake) => self.pass_on(Hint::Wake(wake)),
             ToManager::Deaths => self.pass_on(Hint::Deaths),
+            ToManager::Groups => self.pass_on(Hint::Groups),
             ToManager::Log { message } => {
                 if let Some(skipped) = self.log.allows() {
                     if skipped > 0 {

@@ -1,4 +1,4 @@
-//! Hints of one agent for the others: wake-ups of sleepers, and deaths of threads.
+//! Hints of one agent for the others: wake-ups of sleepers, and news of deaths and groups.
 //!
 //! They pass through the thread of the link on which they come and not through the manager's own:
 //! a sleeper waits for each, and the state machine has no part in it.

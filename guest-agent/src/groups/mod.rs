@@ -5,7 +5,8 @@
 //! [`lupin_abi::groups`]. Nobody coordinates:
 //!
 //! ```text
-//!   a process dies   its own agent sees the pidfd, ends its threads, and then tells
+//!   a process dies   its own agent sees the pidfd, ends its threads, and then tells; through the
+//!                    manager it lets the other agents look at once
 //!   a node dies      every survivor sees the generation, tries the lock, and the first tells;
 //!                    if it dies over that, the next goes on where it stopped
 //!   an agent dies    its next life tells of the deaths of its own members that it missed

@@ -69,6 +69,8 @@ pub enum Hint {
     Wake(Wake),
     /// Threads died.
     Deaths,
+    /// There are notifications of groups.
+    Groups,
 }
 
 /// The link and the commands run over it.
@@ -280,6 +282,10 @@ impl Link {
                 self.hint(Hint::Deaths);
                 Ok(())
             }
+            ToAgent::Groups => {
+                self.hint(Hint::Groups);
+                Ok(())
+            }
         };
         result.map_err(|violation| violation.to_string())
     }
@@ -374,7 +380,10 @@ impl Link {
     }
 
     fn hint(&mut self, hint: Hint) {
-        if self.hints.len() < HINTS {
+        // One that is not looked at yet tells of all that happened since.
+        let is_news = !matches!(hint, Hint::Wake(_));
+        let is_known = is_news && self.hints.contains(&hint);
+        if !is_known && self.hints.len() < HINTS {
             self.hints.push(hint);
         }
     }

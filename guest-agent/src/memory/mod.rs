@@ -345,7 +345,7 @@ impl PodMemory {
     }
 }
 
-fn map(
+pub(crate) fn map(
     backend: &mut dyn Backend,
     kind: SectionKind,
     read_only: bool,

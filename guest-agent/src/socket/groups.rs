@@ -1,5 +1,7 @@
 //! What processes ask about groups, and what those that watch one are sent.
 
+use std::time::Instant;
+
 use log::{debug, warn};
 use lupin_abi::groups::{GroupId, GroupReply, GroupRequest};
 use lupin_abi::socket::{RefusalCode, Reply};
@@ -217,6 +219,16 @@ impl Server {
         if self.denied <= LOGGED_PER_TICK {
             let (pid, uid) = (peer.pid, peer.uid);
             warn!("process {pid} of user {uid} may not {what} group {name:?}");
+        }
+    }
+
+    /// Another node has news of groups. A hint, at whatever rate its agent gives them: the look
+    /// itself decides when the next one may be.
+    pub fn on_group_news(&mut self, poller: &Poller) {
+        let begin = Instant::now();
+        if self.news.may(begin) {
+            self.pump_groups(poller);
+            self.news.took(begin, Instant::now());
         }
     }
 

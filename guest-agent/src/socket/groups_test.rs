@@ -3,6 +3,7 @@ use std::time::Duration;
 use lupin_abi::groups::{
     Admission, End, GroupId, GroupReply, GroupRequest, MemberInfo, Notification, Secret, What,
 };
+use lupin_abi::port::ToManager;
 use lupin_abi::socket::{RefusalCode, Reply, Request};
 
 use super::harness::{Connection, Forked, Served};
@@ -108,6 +109,9 @@ fn members_are_told_of_each_other_on_all_nodes() {
         }
         other => panic!("{other:?}"),
     }
+    super::harness::until("the other agents are told to look", || {
+        two.to_manager.lock().unwrap().contains(&ToManager::Groups)
+    });
     // The node of the second member dies, as far as the manager says.
     pod.kill(2);
     let notices = watch.notices(2);

@@ -44,6 +44,13 @@ pub(super) struct Served {
     _folder: tempfile::TempDir,
 }
 
+/// A folder that clients of other users may enter.
+pub(super) fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
 impl Served {
     pub(super) fn new(pod: &TestPod, node: u32, generation: u32) -> Self {
         Self::start(pod, node, generation, false)
@@ -51,7 +58,12 @@ impl Served {
 
     pub(super) fn start(pod: &TestPod, node: u32, generation: u32, restarted: bool) -> Self {
         let backend = Box::new(pod.backend(node, generation));
-        Self::on(backend, pod, node, generation, restarted)
+        Self::on(folder(), backend, pod, node, generation, restarted)
+    }
+
+    /// One that finds something in its folder.
+    pub(super) fn start_in(folder: tempfile::TempDir, pod: &TestPod, node: u32) -> Self {
+        Self::on(folder, Box::new(pod.backend(node, 1)), pod, node, 1, false)
     }
 
     /// One of a node that can take mappings away, as it says; `taken` gets what it would take.
@@ -62,19 +74,18 @@ impl Served {
         taken: &Arc<Mutex<Vec<Extent>>>,
     ) -> Self {
         let (file, taken) = (pod.backend(node, 1), Arc::clone(taken));
-        Self::on(Box::new(Revocable { file, taken }), pod, node, 1, restarted)
+        let backend = Box::new(Revocable { file, taken });
+        Self::on(folder(), backend, pod, node, 1, restarted)
     }
 
     fn on(
+        folder: tempfile::TempDir,
         mut backend: Box<dyn Backend>,
         pod: &TestPod,
         node: u32,
         generation: u32,
         restarted: bool,
     ) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        // For clients of other users.
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let path = folder.path().join("run/agent.sock");
         let memory = pod.attach(node, generation);
         backend.attached(pod.header()).unwrap();

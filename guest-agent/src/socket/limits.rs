@@ -14,6 +14,43 @@ pub const PER_SECOND: u32 = 2048;
 /// Thread ids of one process at a time.
 pub const THREADS_PER_PROCESS: usize = 4096;
 
+/// Between two looks that others asked for: so many times as long as the last one took.
+const PAUSES: u32 = 9;
+
+/// Something to be done when others ask for it, which takes a tenth of a processor however often
+/// they do.
+#[derive(Debug, Default)]
+pub struct Paced {
+    /// It was asked for and is not done.
+    wanted: bool,
+    /// Not before.
+    next: Option<Instant>,
+}
+
+impl Paced {
+    /// Whether it may be done now; if not, it is [due](Self::is_due) later.
+    pub fn may(&mut self, now: Instant) -> bool {
+        self.wanted = true;
+        self.is_due(now)
+    }
+
+    /// It was done.
+    pub fn took(&mut self, begin: Instant, end: Instant) {
+        self.wanted = false;
+        self.next = end.checked_add(end.saturating_duration_since(begin) * PAUSES);
+    }
+
+    /// When it is to be done, if anybody wants it.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.next.filter(|_| self.wanted)
+    }
+
+    /// Whether it is wanted, and may be done.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.wanted && self.next.is_none_or(|next| next <= now)
+    }
+}
+
 /// What users have in use.
 #[derive(Debug, Default)]
 pub struct Limits {
@@ -103,6 +140,27 @@ mod tests {
         let later = now + Duration::from_millis(10);
         assert!(limits.request(1, later));
         assert!(!limits.request(3, now), "a user without a connection");
+    }
+
+    #[test]
+    fn what_others_ask_for_is_done_at_once_and_then_a_tenth_of_the_time() {
+        let (mut paced, mut now) = (Paced::default(), Instant::now());
+        let (cost, begin) = (Duration::from_millis(1), now);
+        assert!(!paced.is_due(now) && paced.deadline().is_none());
+        let mut done = 0;
+        while now < begin + Duration::from_secs(1) {
+            if paced.may(now) {
+                paced.took(now, now + cost);
+                done += 1;
+            }
+            now += Duration::from_micros(10);
+        }
+        assert_eq!(done, 100);
+        // What was asked for meanwhile is not forgotten.
+        let due = paced.deadline().unwrap();
+        assert!(!paced.is_due(due - cost) && paced.is_due(due));
+        paced.took(due, due);
+        assert!(!paced.is_due(due) && paced.deadline().is_none());
     }
 
     #[test]

@@ -33,6 +33,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use log::{debug, info, warn};
+use lupin::client::peers::Peers;
 use lupin_abi::fabric::RingRead;
 use lupin_abi::groups::GroupId;
 use lupin_abi::instances::Holder;
@@ -52,7 +53,7 @@ use crate::task;
 use crate::threads::{Thread, Threads};
 use crate::wakes::Wakes;
 use deaths::Unburied;
-use limits::Limits;
+use limits::{Limits, Paced};
 pub use packet::Peer;
 use packet::Received;
 use process::{Process, Processes};
@@ -102,6 +103,8 @@ pub struct Server {
     processes: Processes,
     limits: Limits,
     wakes: Wakes,
+    /// The short way to other nodes, where there is one.
+    peers: Option<Peers>,
     /// Head of the event ring when watchers of deaths were last told of node failures.
     ring_head: u64,
     threads: Threads,
@@ -113,6 +116,8 @@ pub struct Server {
     former: Vec<(u32, Option<GroupId>)>,
     /// Readers of groups have not been sent all yet.
     unsent: bool,
+    /// News of groups from other nodes, looked at so often that it does not take all the time.
+    news: Paced,
     buffer: Box<[u8; MAX_PACKET]>,
     /// Off while the agent has no descriptors left to accept with.
     accepting: bool,
@@ -145,6 +150,8 @@ impl Server {
         let listener = listen_on(path)?;
         poller.add(&listener, Source::ClientListener, EpollFlags::EPOLLIN)?;
         let memory = Arc::clone(segments.directory().memory());
+        let capacity = memory.header().node_capacity();
+        let peers = Peers::find(path, Some(memory.identity().node), capacity);
         let groups = Groups::new(memory, segments.can_revoke());
         let mut server = Self {
             path: path.into(),
@@ -154,6 +161,7 @@ impl Server {
             processes: Processes::new(),
             limits: Limits::default(),
             wakes: Wakes::default(),
+            peers,
             ring_head: 0,
             threads,
             segments,
@@ -161,6 +169,7 @@ impl Server {
             expelled: Vec::new(),
             former: Vec::new(),
             unsent: false,
+            news: Paced::default(),
             buffer: Box::new([0; MAX_PACKET]),
             accepting: true,
             cut_off: 0,
@@ -484,14 +493,22 @@ impl Server {
             || self.wakes.has_news()
     }
 
+    /// When [`work`](Self::work) has something to do that is not due yet.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.news.deadline()
+    }
+
     /// Goes on with long work for a moment.
     pub fn work(&mut self, poller: &Poller) {
         if let Some(scrubbed) = self.segments.work() {
             self.on_scrubbed(poller, scrubbed);
         }
-        self.unsent |= self.groups.take_changed();
+        self.note_changes();
         if self.unsent {
             self.pump_groups(poller);
+        }
+        if self.news.is_due(Instant::now()) {
+            self.on_group_news(poller);
         }
     }
 

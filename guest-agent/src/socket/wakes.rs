@@ -30,7 +30,7 @@ impl Server {
             return false;
         };
         let peer = client.peer.clone();
-        if !self.wakes.may(Instant::now()) || (sender != 0 && sender != peer.pid) {
+        if !self.wakes.allowance.may(Instant::now()) || (sender != 0 && sender != peer.pid) {
             return true;
         }
         // The kernel knows who asks, and the directory where the segment lies: so a process wakes
@@ -41,26 +41,54 @@ impl Server {
                 || (segment.group.is_none() && peer.may(6, segment.uid, segment.gid, segment.mode))
         });
         match at {
-            Some(at) => self.wakes.push(Wake { at, classes, all }),
+            Some(at) => {
+                let classes = self.send_short(len, classes);
+                if classes != 0 {
+                    self.wakes.push(Wake { at, classes, all });
+                }
+            }
             None => debug!("client {id}: no wake-up at {offset} of segment {segment}"),
         }
         true
     }
 
+    /// Sends the wake-up in the buffer by the short way, if there is one; gives the classes of the
+    /// nodes that it did not reach.
+    fn send_short(&mut self, len: usize, classes: u16) -> u16 {
+        let Some(peers) = &self.peers else {
+            return classes;
+        };
+        let fabric = self.segments.directory().memory().fabric();
+        let mut nodes = 0;
+        let of = peers.of(classes.into(), fabric).inspect(|_| nodes += 1);
+        let left = peers.send(&self.buffer[..len], of);
+        self.wakes.allowance.charge(nodes);
+        left as u16
+    }
+
     /// What the manager is to be told now; tells the processes of this node as well.
     pub fn take_outgoing(&mut self, poller: &Poller) -> impl Iterator<Item = ToManager> + use<> {
+        self.note_changes();
         if self.wakes.has_news() {
             self.tell_deaths(poller);
         }
         self.wakes.take()
     }
 
-    /// A wake-up from another node.
+    /// A wake-up from another node, that came through the manager.
     pub fn wake(&mut self, wake: Wake) {
         let class = self.segments.directory().memory().identity().node;
         let class = class.wake_class();
         if wake.classes & (1 << class) != 0 {
             self.segments.wake(wake.at, class, wake.all);
+        }
+    }
+
+    /// What changed here in the groups is to be told, here and on other nodes.
+    pub(super) fn note_changes(&mut self) {
+        if self.groups.take_changed() {
+            self.unsent = true;
+            self.wakes.groups_changed();
         }
     }
 

@@ -29,6 +29,20 @@ fn settle(connection: &Connection) {
     assert!(matches!(reply, Reply::Segments(_)), "{reply:?}");
 }
 
+/// The first wake-ups that the agent tells the manager of.
+fn relayed(served: &Served) -> Vec<Wake> {
+    let wakes = || {
+        let told = served.to_manager.lock().unwrap();
+        let wakes = told.iter().filter_map(|told| match told {
+            ToManager::Wake(wake) => Some(*wake),
+            _ => None,
+        });
+        wakes.collect::<Vec<_>>()
+    };
+    until("the wake-up", || !wakes().is_empty());
+    wakes()
+}
+
 #[test]
 fn the_longest_wake_up_fits_its_bound() {
     let longest = Request::Wake {
@@ -59,15 +73,42 @@ fn a_wake_up_names_a_word_of_a_segment_that_its_sender_may_write() {
         connection.send(&request(segment, offset));
     }
     settle(&connection);
-    until("the wake-up", || {
-        !served.to_manager.lock().unwrap().is_empty()
-    });
     let wake = Wake {
         at: place - pod.header().pool().offset + 64,
         classes: 0b10,
         all: true,
     };
-    assert_eq!(*served.to_manager.lock().unwrap(), [ToManager::Wake(wake)]);
+    assert_eq!(relayed(&served), [wake]);
+}
+
+#[test]
+fn what_a_process_may_wake_goes_straight_to_the_nodes_that_take_it() {
+    let pod = TestPod::new();
+    let folder = folder();
+    let peers = folder.path().join("run").join(lupin_abi::socket::PEERS);
+    std::fs::create_dir_all(&peers).unwrap();
+    let two = std::os::unix::net::UnixDatagram::bind(peers.join("2")).unwrap();
+    two.set_read_timeout(Some(std::time::Duration::from_secs(20)))
+        .unwrap();
+    let served = Served::start_in(folder, &pod, 1);
+    let connection = served.hello();
+    let (entry, _) = create(&connection, "words");
+    let to = |classes| Request::Wake {
+        segment: entry,
+        offset: 64,
+        classes,
+        all: true,
+    };
+    // Refused, and so in no queue before the one that counts.
+    connection.send(&request(entry + 1, 64));
+    connection.send(&to(0b10));
+    let mut packet = [0; MAX_WAKE];
+    let len = two.recv(&mut packet).unwrap();
+    assert_eq!(&packet[..len], encode(&to(0b10)).unwrap());
+    // Node 3 has no such socket: it is a guest, or its agent is being restarted.
+    connection.send(&to(0b110));
+    let left: Vec<u16> = relayed(&served).iter().map(|wake| wake.classes).collect();
+    assert_eq!(left, [0b100]);
 }
 
 #[test]
