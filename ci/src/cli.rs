@@ -59,7 +59,8 @@ enum Command {
     /// Check the library's algorithms with loom and shuttle
     Models(ProverArgs),
     /// Measure the library against its peers (locks, alloc, structures), or how fast a pod
-    /// notices failures and wakes sleepers (detect, hang, failover, false-kills, scale, wakeup)
+    /// notices failures, wakes sleepers and tells groups (detect, hang, failover, false-kills,
+    /// scale, wakeup, notify)
     Bench(ProverArgs),
     /// Fence nodes that store as fast as they can, and look for stores that come later
     Fence(ProverArgs),

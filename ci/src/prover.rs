@@ -44,13 +44,14 @@ impl Prover {
 }
 
 /// Suites of `bench` that measure the pod and not the library.
-const POD_SUITES: [&str; 6] = [
+const POD_SUITES: [&str; 7] = [
     "detect",
     "hang",
     "failover",
     "false-kills",
     "scale",
     "wakeup",
+    "notify",
 ];
 
 /// Arguments for the program; `--help` among them is answered by it.

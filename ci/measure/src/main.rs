@@ -1,11 +1,12 @@
 //! Measures how fast a pod of namespace nodes notices failures: `cargo xtask bench detect`,
-//! `hang`, `failover`, `false-kills`, `scale` and `wakeup`.
+//! `hang`, `failover`, `false-kills`, `scale`, `wakeup` and `notify`.
 //!
 //! Everything is the product: the manager, the agents, and an application in one node that is
 //! told by the library. Times are of one clock, which all namespaces of a host share. What is
 //! measured is what an application sees, from the signal that ends a node to the line that the
 //! application writes.
 
+mod member;
 mod rig;
 mod simulated;
 mod sleeper;
@@ -27,7 +28,15 @@ use lupin_report::{Report, interrupt};
 #[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
 struct Cli {
     #[command(subcommand)]
-    suite: Suite,
+    program: Program,
+}
+
+#[derive(Debug, Subcommand)]
+enum Program {
+    #[command(flatten)]
+    Suite(Suite),
+    #[command(flatten)]
+    Application(Application),
 }
 
 #[derive(Debug, Subcommand)]
@@ -44,15 +53,39 @@ enum Suite {
     Scale(suites::Scale),
     /// From the release of a lock in one node to a sleeper in another
     Wakeup(suites::Wakeup),
-    /// The application that holds a lock or waits for it. Started by the others inside a node
+    /// From the death of a process or of a node to the members of its group
+    Notify(suites::Notify),
+}
+
+/// What the suites and tests start inside nodes, and what ends with its node.
+#[derive(Debug, Subcommand)]
+enum Application {
+    /// Holds a lock or waits for it
     #[command(hide = true)]
     Sleeper(sleeper::Sleeper),
-    /// The application that learns of failures. Started by the others inside a node
+    /// Is a member of a group
+    #[command(hide = true)]
+    Member(member::Member),
+    /// Starts members and kills them
+    #[command(hide = true)]
+    Killer(member::Killer),
+    /// Learns of failures
     #[command(hide = true)]
     Watch {
         /// Where it writes.
         file: PathBuf,
     },
+}
+
+impl Application {
+    fn run(&self) -> Result<(), Box<dyn std::error::Error>> {
+        match self {
+            Self::Sleeper(sleeper) => sleeper.run(),
+            Self::Member(member) => member.run(),
+            Self::Killer(killer) => killer.run(),
+            Self::Watch { file } => watcher::watch(file),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -85,32 +118,24 @@ impl Common {
 }
 
 fn main() -> ExitCode {
-    let suite = Cli::parse().suite;
-    // The application inside a node ends with its node.
-    let is_application = matches!(suite, Suite::Watch { .. });
-    if !is_application && let Err(error) = interrupt::catch() {
+    let suite = match Cli::parse().program {
+        Program::Suite(suite) => suite,
+        Program::Application(application) => {
+            return match application.run() {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("error: {error}");
+                    ExitCode::FAILURE
+                }
+            };
+        }
+    };
+    if let Err(error) = interrupt::catch() {
         eprintln!("error: cannot catch signals: {error}");
         return ExitCode::from(3);
     }
     let (report, json) = match suite {
-        Suite::Watch { file } => {
-            return match watcher::watch(&file) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
-                    eprintln!("watcher: {error}");
-                    ExitCode::FAILURE
-                }
-            };
-        }
-        Suite::Sleeper(sleeper) => {
-            return match sleeper.run() {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
-                    eprintln!("sleeper: {error}");
-                    ExitCode::FAILURE
-                }
-            };
-        }
+        Suite::Notify(args) => (args.run(), args.common.json.clone()),
         Suite::Wakeup(args) => (args.run(), args.common.json.clone()),
         Suite::Detect(args) => (
             suites::detect(&args.common.binaries(), args.rounds),

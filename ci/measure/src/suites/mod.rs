@@ -4,6 +4,7 @@ mod detect;
 mod failover;
 mod false_kills;
 mod hang;
+mod notify;
 mod scale;
 mod wakeup;
 
@@ -14,6 +15,7 @@ pub use failover::failover;
 pub use false_kills::FalseKills;
 pub use hang::hang;
 use lupin_report::{Bar, Row};
+pub use notify::Notify;
 pub use scale::Scale;
 pub use wakeup::Wakeup;
 

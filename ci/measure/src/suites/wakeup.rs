@@ -1,5 +1,7 @@
 //! How fast a sleeper in one node is woken by a release in another, and of what parts that is.
 
+use std::io;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::Duration;
 
@@ -7,12 +9,14 @@ use lupin_report::{Bar, Report, Row};
 use nix::sys::signal::Signal;
 
 use super::Times;
-use crate::rig::{Rig, RigError, signal};
+use crate::rig::{Rig, RigError, signal, system};
 
 /// Held so long that the waiter sleeps and has no look of its own left but the backstop's.
 const HOLD_MS: u64 = 20;
-/// Rounds with the manager stopped: each takes as long as the backstop.
+/// Rounds with the manager stopped and no other way: each takes as long as the backstop.
 const CONTROL: u64 = 12;
+/// Nodes of the pod.
+const NODES: u32 = 2;
 
 /// Arguments of the suite of that name.
 #[derive(Debug, clap::Args)]
@@ -25,24 +29,29 @@ pub struct Wakeup {
 }
 
 /// What one pair of applications told.
-struct Rounds {
-    late: Times,
+pub(super) struct Rounds {
+    pub(super) late: Times,
     release: Times,
     looks: Times,
 }
 
 impl Wakeup {
-    /// Wake-ups across nodes, within one, and across nodes without the manager.
+    /// Wake-ups across nodes, by the short way and through the manager; within a node; and across
+    /// nodes without any way.
     pub fn run(&self) -> Result<Report, RigError> {
-        let mut rig = Rig::start(&self.common.binaries(), 2, "")?;
-        let across = Pair::start(&rig, "across", 0, [1, 2], self.rounds + CONTROL)?;
-        let woken = across.read(&mut rig, self.rounds)?;
+        let mut rig = Rig::start(&self.common.binaries(), NODES, "")?;
+        let [short, long] = [self.rounds, 2 * self.rounds + 1];
+        let across = Pair::start(&rig, "across", 0, [1, 2], long + CONTROL)?;
+        let woken = across.read(&mut rig, short)?;
+        let _full = fill_doorsteps(&rig)?;
+        let relayed = across.read(&mut rig, long)?.late;
         let manager = rig.status()?.manager_pid;
         signal(manager, Signal::SIGSTOP)?;
-        let all = across.read(&mut rig, self.rounds + CONTROL);
+        let all = across.read(&mut rig, long + CONTROL);
         signal(manager, Signal::SIGCONT)?;
-        // The round in which the manager was stopped may be either.
-        let control = Times(all?.late.0.split_off(self.rounds as usize + 1));
+        // The round in which something was stopped may be either.
+        let relayed = Times(relayed.0[short as usize + 1..].to_vec());
+        let control = Times(all?.late.0.split_off(long as usize + 1));
         let within = Pair::start(&rig, "within", 4096, [1, 1], self.rounds)?;
         let within = within.read(&mut rig, self.rounds)?;
 
@@ -69,8 +78,10 @@ impl Wakeup {
                 .late
                 .row("the same within a node, by futex alone, p99", 0.99),
         );
-        let agents = woken.late.at(0.5) - within.late.at(0.5);
-        report.push(Row::new("part of agents and manager, p50", agents, "us"));
+        let agent = woken.late.at(0.5) - within.late.at(0.5);
+        report.push(Row::new("part of the other node's agent, p50", agent, "us"));
+        report.push(relayed.row("through agents and manager, as between guests, p50", 0.5));
+        report.push(relayed.row("through agents and manager, as between guests, p99", 0.99));
         let release = "the release itself, with a sleeper in another node, p50";
         report.push(woken.release.row(release, 0.5));
         report.push(Row::new(
@@ -78,19 +89,34 @@ impl Wakeup {
             woken.looks.at(0.5),
             "looks",
         ));
-        report.push(control.row("control: without the manager, the backstop, p50", 0.5));
+        report.push(control.row("control: without any way, the backstop, p50", 0.5));
         Ok(report)
     }
 }
 
+/// Puts sockets with full queues in the place of the agents': wake-ups take the longer way.
+fn fill_doorsteps(rig: &Rig) -> Result<Vec<UnixDatagram>, RigError> {
+    let fill = |node: u32| -> io::Result<UnixDatagram> {
+        let path = rig.runtime().join("peers").join(node.to_string());
+        std::fs::remove_file(&path)?;
+        let socket = UnixDatagram::bind(&path)?;
+        let sender = UnixDatagram::unbound()?;
+        sender.set_nonblocking(true)?;
+        while sender.send_to(&[0], &path).is_ok() {}
+        Ok(socket)
+    };
+    let filled: io::Result<_> = (1..=NODES).map(fill).collect();
+    filled.map_err(system("fill the agents' sockets"))
+}
+
 /// A holder and a waiter.
-struct Pair {
+pub(super) struct Pair {
     file: std::path::PathBuf,
 }
 
 impl Pair {
     /// Starts the waiter in the first node and the holder in the second.
-    fn start(
+    pub(super) fn start(
         rig: &Rig,
         name: &str,
         at: u64,
@@ -110,7 +136,7 @@ impl Pair {
     }
 
     /// Waits for so many rounds, and reads them.
-    fn read(&self, rig: &mut Rig, rounds: u64) -> Result<Rounds, RigError> {
+    pub(super) fn read(&self, rig: &mut Rig, rounds: u64) -> Result<Rounds, RigError> {
         let mut told = 0;
         while told < rounds {
             // Patience is for each step and not for all.
