@@ -17,8 +17,11 @@ const PRODUCTS: [(&str, &str); 5] = [
 ];
 
 /// Programs that only tests use.
-const TEST_PROGRAMS: [(&str, &str); 2] =
-    [("xtask", "lupin-poke"), ("lupin-measure", "lupin-measure")];
+const TEST_PROGRAMS: [(&str, &str); 3] = [
+    ("xtask", "lupin-poke"),
+    ("xtask", "lupin-member"),
+    ("lupin-measure", "lupin-measure"),
+];
 
 /// The library's examples, which tests run on pods.
 const EXAMPLES: (&str, [&str; 6]) = (

@@ -6,7 +6,8 @@
 //! need is met:
 //!
 //! * `ci/tests/pod_namespace*.rs`: as root on this machine;
-//! * `ci/tests/pod_kvm*.rs` and the ignored tests of the VMM: in the nested host;
+//! * `ci/tests/pod_kvm*.rs` and the ignored tests of the VMM: in the nested host, with guests of 6.1;
+//!   `pod_kvm_segments.rs` with guests of 6.12 as well;
 //! * `ci/tests/pod_debian.rs`: in there as well, and only when asked for, since two
 //!   emulated guests take minutes to start all that a Debian starts.
 
@@ -268,6 +269,8 @@ impl Context {
             Step::Nested => {
                 setup::ensure(&[
                     Component::Kernel(HOST_KERNEL),
+                    Component::Kernel(Series::V6_1),
+                    Component::Kernel(Series::V6_12),
                     Component::Busybox,
                     Component::Qemu,
                 ])?;
@@ -276,14 +279,22 @@ impl Context {
                 // No documentation tests: they are no static programs.
                 vmm.args(["--package", "lupin-vmm", "--lib", "--bins", "--tests"]);
                 vmm.arg("--no-fail-fast");
-                let of_vmm = self.run_nested(&mut vmm);
                 let mut pods = host::cargo("test");
                 pods.args(["--package", "xtask", "--test", "pod_kvm*", "--no-fail-fast"]);
-                let of_pods = match of_vmm {
-                    Err(TestError::Run(RunError::Interrupted)) => return of_vmm,
-                    _ => self.run_nested(&mut pods),
-                };
-                of_vmm.and(of_pods)?;
+                // What depends most on the kernel, on the other one as well.
+                let mut newer = host::cargo("test");
+                newer.args(["--package", "xtask", "--test", "pod_kvm_segments"]);
+                newer.env(runner::SERIES, Series::V6_12.to_string());
+                let mut result = Ok(());
+                for cargo in [&mut vmm, &mut pods, &mut newer] {
+                    match self.run_nested(cargo) {
+                        Err(TestError::Run(RunError::Interrupted)) => {
+                            return Err(RunError::Interrupted.into());
+                        }
+                        outcome => result = result.and(outcome),
+                    }
+                }
+                result?;
             }
             Step::Debian => {
                 let cache = setup::ensure(&[

@@ -8,7 +8,7 @@ mod common;
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -22,34 +22,6 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(150);
-
-fn kvm_spec(name: &str, nodes: u32) -> PodSpec {
-    let path = |name: &str| -> PathBuf {
-        std::env::var_os(name)
-            .unwrap_or_else(|| panic!("{name} is not set"))
-            .into()
-    };
-    PodSpec {
-        // Emulated guests have little time to beat in, and beat with gaps of up to 100 ms and
-        // more; a hang must still be found.
-        beat_ms: 100,
-        deadline_ms: 5_000,
-        join_timeout_ms: 120_000,
-        pool: "64M".into(),
-        guest: Some(Guest {
-            kernel: path("LUPIN_TEST_KERNEL"),
-            initramfs: path("LUPIN_TEST_INITRAMFS"),
-            memory: "256M".into(),
-            cpus: 1,
-        }),
-        // Every character on the console is an exit.
-        extra_defaults: format!(
-            "cmdline = {:?}",
-            std::env::var("LUPIN_TEST_CMDLINE").unwrap_or_else(|_| "quiet".into())
-        ),
-        ..namespace_spec(name, nodes)
-    }
-}
 
 /// Starts a command that will not come back, because it ends its node.
 fn fatal(pod: &Pod, node: u32, script: &str) -> KillOnDrop {

@@ -34,6 +34,9 @@ pub(crate) const TIMEOUT: &str = "LUPIN_NESTED_TIMEOUT";
 /// Names the file that becomes a disk of the host.
 pub(crate) const DISK: &str = "LUPIN_NESTED_DISK";
 
+/// Names the series of the guests' kernel.
+pub(crate) const SERIES: &str = "LUPIN_TEST_KERNEL_SERIES";
+
 /// What the VMM says when a guest's processor gives up. Stock kernels do not do that on a
 /// processor that works; under emulation one in some hundred guests does.
 const TRIPLE_FAULT: &str = "triple fault on vCPU";
@@ -153,7 +156,7 @@ fn product_dir(binary: &Path) -> PathBuf {
 }
 
 fn series() -> Series {
-    std::env::var("LUPIN_TEST_KERNEL_SERIES")
+    std::env::var(SERIES)
         .ok()
         .and_then(|name| Series::from_str(&name, true).ok())
         .unwrap_or(Series::V6_1)
