@@ -73,7 +73,7 @@ fn the_child_has_its_own_session_default_signals_and_only_its_descriptors() {
     let leaked = nix::unistd::dup(&secret).unwrap();
     let wanted = File::open("/dev/zero").unwrap();
     let mut program = shell(
-        "ls -l /proc/$$/fd; cut -d' ' -f6 /proc/$$/stat; grep -i sig /proc/$$/status; exit 0",
+        "ls -l /proc/$$/fd; cut -d' ' -f6 /proc/$$/stat; while read -r line; do echo \"$line\"; done < /proc/$$/status; exit 0",
         &output,
     );
     program.inherit = vec![wanted.as_fd()];
