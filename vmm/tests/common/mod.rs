@@ -16,8 +16,16 @@ use nix::sys::socket::{
 /// For one step of a guest, however slow its host.
 const STEP: Duration = Duration::from_secs(90);
 
+/// What a guest has shown.
+#[derive(Default)]
+struct Shown {
+    text: String,
+    /// Nothing more will come: the VMM is gone.
+    ended: bool,
+}
+
 /// Text that accumulates, and whose changes can be awaited.
-type Screen = Arc<(Mutex<String>, Condvar)>;
+type Screen = Arc<(Mutex<Shown>, Condvar)>;
 
 /// A running VMM with a stock kernel.
 pub struct Guest {
@@ -54,9 +62,11 @@ impl Guest {
             let mut chunk = [0; 4096];
             while let Ok(len @ 1..) = output.read(&mut chunk) {
                 let text = String::from_utf8_lossy(&chunk[..len]).into_owned();
-                shown.0.lock().unwrap().push_str(&text);
+                shown.0.lock().unwrap().text.push_str(&text);
                 shown.1.notify_all();
             }
+            shown.0.lock().unwrap().ended = true;
+            shown.1.notify_all();
         });
         let guest = Self {
             process,
@@ -85,15 +95,17 @@ impl Guest {
         let deadline = Instant::now() + STEP;
         let mut screen = screen.lock().unwrap();
         loop {
-            if let Some(at) = screen.find(text) {
-                let before = screen[..at].to_owned();
-                screen.drain(..at + text.len());
+            if let Some(at) = screen.text.find(text) {
+                let before = screen.text[..at].to_owned();
+                screen.text.drain(..at + text.len());
                 return before;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(
-                !left.is_zero(),
-                "the guest never shows {text:?}, but:\n{screen}"
+                !screen.ended && !left.is_zero(),
+                "the guest never shows {text:?}, but{}:\n{}",
+                if screen.ended { ", and is gone" } else { "" },
+                screen.text
             );
             screen = changed.wait_timeout(screen, left).unwrap().0;
         }
@@ -133,7 +145,7 @@ impl Guest {
             assert!(
                 Instant::now() < deadline,
                 "the VMM does not exit; the guest says:\n{}",
-                self.screen.0.lock().unwrap()
+                self.screen.0.lock().unwrap().text
             );
             std::thread::sleep(Duration::from_millis(20));
         };
