@@ -9,6 +9,7 @@
 //! * nobody is let run who is not on record.
 
 mod driver;
+mod kills;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -31,6 +32,7 @@ use crate::sys::process::ProcessName;
 use crate::sys::threads::ThreadTimes;
 
 pub(super) use driver::{Agents, FakeManager};
+pub(super) use kills::{Killed, Play, all_have_joined};
 
 pub(super) fn id(n: u32) -> NodeId {
     NodeId::new(n).unwrap()

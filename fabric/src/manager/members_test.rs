@@ -7,8 +7,7 @@ use lupin_abi::event::EventKind;
 use lupin_abi::fabric::NodeState;
 use lupin_abi::{Cause, NodeId};
 
-use super::crash::injection::kill_at;
-use super::fake::{Agents, FakeManager, World, id, is_wrong_state};
+use super::fake::{Agents, FakeManager, Play, World, all_have_joined, id, is_wrong_state};
 use crate::api::{ControlError, Effect, NodeAction};
 use crate::podfile::{Node, Pod};
 
@@ -208,23 +207,20 @@ fn day(world: &Arc<World>) {
 }
 
 #[test]
-fn a_manager_killed_while_nodes_come_and_go_loses_nothing() {
+fn managers_killed_while_nodes_come_and_go_lose_nothing() {
     for polite in [false, true] {
-        let mut points = Vec::new();
-        for n in 0.. {
-            let world = World::new("");
-            world.set_polite(polite, polite);
-            let Some(point) = kill_at(n, || day(&world)) else {
-                break;
-            };
-            let ready = (1..=3).all(|node| world.kinds(node).contains(&EventKind::NodeJoined));
-            if !ready {
-                continue;
-            }
-            points.push(point);
-            let at = format!("killed at point {n} ({point}), polite {polite}");
-            let mut next = FakeManager::start(&world, true);
-            next.live(2000);
+        let play = Play {
+            world: &|| {
+                let world = World::new("");
+                world.set_polite(polite, polite);
+                world
+            },
+            day: &day,
+            begun: all_have_joined,
+            evening: &|manager| manager.pass(20),
+        };
+        let steps = play.kill_two(|world, next, killed| {
+            let at = &killed.at;
             let ids = next.ids();
             assert_eq!(
                 (world.state_of(1), world.lives(1)),
@@ -250,10 +246,16 @@ fn a_manager_killed_while_nodes_come_and_go_loses_nothing() {
                     1 + ended,
                     "{at}: {kinds:?}"
                 );
+                for step in [
+                    EventKind::Fenced,
+                    EventKind::GenerationRaised,
+                    EventKind::Rung,
+                ] {
+                    assert_eq!(count(step), ended, "{at}: {kinds:?}");
+                }
                 let ends = count(EventKind::NodeStopping);
-                assert!(ends <= ended, "{at}: {kinds:?}");
                 assert!(
-                    ended <= ends + usize::from(point == "release"),
+                    (ends..=ends + killed.unused()).contains(&ended),
                     "{at}: {kinds:?}"
                 );
                 // An order that was told is carried out.
@@ -266,9 +268,9 @@ fn a_manager_killed_while_nodes_come_and_go_loses_nothing() {
                     assert!(lives <= world.generation_of(node), "{at}");
                 }
             }
-        }
+        });
         for step in ["intent", "keep", "state", "event", "generation"] {
-            assert!(points.contains(&step), "never killed at {step}: {points:?}");
+            assert!(steps.contains(&step), "never killed at {step}: {steps:?}");
         }
     }
 }

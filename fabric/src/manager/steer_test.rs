@@ -7,8 +7,7 @@ use lupin_abi::Cause;
 use lupin_abi::event::EventKind;
 use lupin_abi::fabric::NodeState;
 
-use super::crash::injection::kill_at;
-use super::fake::{Agents, FakeManager, World, id, is_wrong_state, newest};
+use super::fake::{Agents, FakeManager, Play, World, all_have_joined, id, is_wrong_state, newest};
 use crate::api::{ControlError, NodeAction};
 
 const RESTART: NodeAction = NodeAction::Restart { grace_ms: 1000 };
@@ -224,63 +223,61 @@ fn day(world: &Arc<World>) {
 }
 
 #[test]
-fn a_manager_killed_while_an_operator_works_loses_nothing() {
-    let mut points = Vec::new();
-    for n in 0.. {
-        let world = World::new("restart = \"never\"");
+fn managers_killed_while_an_operator_works_lose_nothing() {
+    let play = Play {
+        world: &|| World::new("restart = \"never\""),
+        day: &day,
         // Not before the pod is up: that is another test's.
-        let Some(point) = kill_at(n, || day(&world)) else {
-            break;
-        };
-        points.push(point);
-        let up = world
-            .events()
-            .iter()
-            .any(|e| e.kind == EventKind::NodeJoined);
-        if !up {
-            continue;
-        }
-        let mut next = FakeManager::start(&world, true);
-        next.live(2000);
-        let at = format!("killed at point {n} ({point})");
+        begun: all_have_joined,
+        evening: &|manager| manager.pass(20),
+    };
+    let steps = play.kill_two(|world, _, killed| {
+        let at = &killed.at;
         assert_eq!((world.lives(1), world.generation_of(1)), (1, 1), "{at}");
         let stands = world.state_of(1) == NodeState::Paused;
         assert!(stands || world.state_of(1) == NodeState::Joined, "{at}");
         assert_eq!(world.stands(1), stands, "{at}");
-        let told = world
-            .kinds(1)
-            .into_iter()
-            .rfind(|kind| matches!(kind, EventKind::NodePaused | EventKind::NodeResumed));
-        let told_paused = told == Some(EventKind::NodePaused);
+        let of_pause =
+            |kind: &EventKind| matches!(kind, EventKind::NodePaused | EventKind::NodeResumed);
+        let told: Vec<_> = world.kinds(1).into_iter().filter(of_pause).collect();
+        let told_paused = told.last() == Some(&EventKind::NodePaused);
         assert_eq!(told_paused, stands, "{at}");
+        let twice = told.windows(2).any(|pair| pair[0] == pair[1]);
+        assert!(!twice, "{at}: {told:?}");
         for node in [2, 3] {
             let kinds = world.kinds(node);
             let count = |kind| kinds.iter().filter(|k| **k == kind).count();
             let ended = count(EventKind::FailureDetected);
-            // A process that was on record and never ran counts as a life that failed.
-            let unused = usize::from(point == "release");
             assert_eq!(
                 world.generation_of(node) as usize,
                 1 + ended,
                 "{at}: {kinds:?}"
             );
+            for step in [
+                EventKind::Fenced,
+                EventKind::GenerationRaised,
+                EventKind::Rung,
+            ] {
+                assert_eq!(count(step), ended, "{at}: {kinds:?}");
+            }
             let stopping = count(EventKind::NodeStopping);
             assert!(stopping <= 1, "{at}: {kinds:?}");
+            // A process that was on record and never ran counts as a life that failed.
             assert!(
-                (stopping..=stopping + unused).contains(&ended),
+                (stopping..=stopping + killed.unused()).contains(&ended),
                 "{at}: {kinds:?}"
             );
         }
         // Whoever was to be started again is; a life whose process never ran is given up.
         let two = world.state_of(2);
-        let unused = point == "release" && two == NodeState::Down;
+        let unused = killed.unused() > 0 && two == NodeState::Down;
         assert!(two == NodeState::Joined || unused, "{at}: {two}");
         assert!(
             matches!(world.state_of(3), NodeState::Joined | NodeState::Down),
             "{at}"
         );
-    }
+    });
     for step in ["pause", "intent", "shutdown", "resumed"] {
-        assert!(points.contains(&step), "never killed at {step}");
+        assert!(steps.contains(&step), "never killed at {step}");
     }
 }

@@ -8,7 +8,7 @@ use lupin_abi::event::EventKind;
 use lupin_abi::fabric::NodeState;
 
 use super::crash::injection::kill_at;
-use super::fake::{FakeManager, Seen, World, id};
+use super::fake::{FakeManager, Killed, Play, Seen, World, id};
 
 /// A day in the life of a pod: it comes up, one node dies, another is killed by an operator.
 fn day(world: &Arc<World>, takeover: bool) {
@@ -42,17 +42,17 @@ fn converge(world: &World, manager: &mut FakeManager) {
 /// case in which a generation has no life.
 ///
 /// Node 1 has had as many lives as it had to: nobody ends a healthy node.
-fn check_lives(world: &World, lives: u32, killed: &[Option<&str>], at: &str) {
+fn check_lives(world: &World, lives: u32, killed: &[&str], at: &str) {
     check_all(world, killed, at);
     assert_eq!(world.lives(1), lives, "lives of node 1, {at}");
 }
 
-fn check(world: &World, killed: &[Option<&str>], at: &str) {
+fn check(world: &World, killed: &[&str], at: &str) {
     check_lives(world, 1, killed, at);
 }
 
-fn check_all(world: &World, killed: &[Option<&str>], at: &str) {
-    let unused = killed.iter().filter(|p| **p == Some("release")).count() as u32;
+fn check_all(world: &World, killed: &[&str], at: &str) {
+    let unused = killed.iter().filter(|step| **step == "release").count() as u32;
     for n in 1..=3 {
         assert_eq!(world.state_of(n), NodeState::Joined, "node {n}, {at}");
         let lives = world.lives(n);
@@ -94,24 +94,33 @@ fn check_all(world: &World, killed: &[Option<&str>], at: &str) {
     }
 }
 
-#[test]
-fn a_manager_killed_at_any_point_is_replaced_without_loss() {
-    for polite in [false, true] {
-        let mut points = Vec::new();
-        for n in 0.. {
+/// A [`day`] from its very beginning.
+fn killed_on_a_day(polite: bool, twice: bool) -> Vec<&'static str> {
+    let play = Play {
+        world: &|| {
             let world = World::new("");
             world.set_polite(polite, polite);
-            let Some(point) = kill_at(n, || day(&world, false)) else {
-                check(&world, &[], "nobody was killed");
-                break;
-            };
-            points.push(point);
-            let mut next = FakeManager::start(&world, true);
-            converge(&world, &mut next);
-            let at = format!("killed at point {n} ({point}), polite {polite}");
-            check(&world, &[Some(point)], &at);
-        }
-        assert!(points.len() > 60, "only {} points", points.len());
+            world
+        },
+        day: &|world| day(world, false),
+        begun: |_| true,
+        evening: &|manager| converge(&manager.world.clone(), manager),
+    };
+    let check = |world: &World, _: &FakeManager, killed: &Killed| {
+        check(world, &killed.steps, &killed.at);
+    };
+    if twice {
+        play.kill_two(check)
+    } else {
+        play.kill_one(check)
+    }
+}
+
+#[test]
+fn a_manager_killed_at_any_step_is_replaced_without_loss() {
+    for polite in [false, true] {
+        let steps = killed_on_a_day(polite, false);
+        assert!(steps.len() > 60, "only {} steps", steps.len());
         for step in [
             "fence",
             "generation",
@@ -120,38 +129,17 @@ fn a_manager_killed_at_any_point_is_replaced_without_loss() {
             "release",
             "prepare",
         ] {
-            assert!(points.contains(&step), "never killed at {step}");
+            assert!(steps.contains(&step), "never killed at {step}");
         }
     }
+    let world = World::new("");
+    day(&world, false);
+    check(&world, &[], "nobody was killed");
 }
 
 #[test]
 fn the_replacement_may_be_killed_as_well() {
-    let (mut first, mut runs) = (0, 0);
-    'outer: loop {
-        for second in 0.. {
-            let world = World::new("");
-            world.set_polite(true, true);
-            let Some(point) = kill_at(first, || day(&world, false)) else {
-                break 'outer;
-            };
-            let killed = kill_at(second, || {
-                let mut next = FakeManager::start(&world, true);
-                converge(&world, &mut next);
-            });
-            let at = format!("killed at {first} ({point}), then at {second} ({killed:?})");
-            if killed.is_none() {
-                check(&world, &[Some(point), killed], &at);
-                break;
-            }
-            let mut last = FakeManager::start(&world, true);
-            converge(&world, &mut last);
-            check(&world, &[Some(point), killed], &at);
-            runs += 1;
-        }
-        first += 1;
-    }
-    assert!(runs > 200, "{runs}");
+    killed_on_a_day(true, true);
 }
 
 /// Primary and backup are gone, whatever they were at; nodes that were well die then, one after the
@@ -176,7 +164,8 @@ fn what_dies_while_there_is_no_manager_is_found_whatever_was_being_done() {
             let mut last = FakeManager::start(&world, true);
             converge(&world, &mut last);
             let at = format!("killed at {n} ({point}, then {again:?}), polite {polite}");
-            check_lives(&world, lives, &[Some(point), again], &at);
+            let killed: Vec<_> = [Some(point), again].into_iter().flatten().collect();
+            check_lives(&world, lives, &killed, &at);
         }
     }
 }

@@ -160,6 +160,14 @@ impl FakeManager {
         done
     }
 
+    /// Lets seconds pass, with few looks, in which healthy nodes beat.
+    pub fn pass(&mut self, seconds: u32) {
+        for _ in 0..seconds {
+            self.world.advance(Duration::from_secs(1));
+            self.live(1);
+        }
+    }
+
     /// Lets time pass in which healthy nodes beat.
     pub fn live(&mut self, ticks: u32) {
         for _ in 0..ticks {
