@@ -18,7 +18,8 @@
 //!   peers/                        /run/lupin/peers inside every namespace node; mode 0700
 //! ```
 //!
-//! Records are written to a temporary name and renamed: a reader finds the old or the new one.
+//! Records are written to a temporary name and renamed: a reader finds the old or the new one. A
+//! manager that takes over changes none of them, so it needs no room on the disk.
 //!
 //! A pid and a start time name a process of one boot only. What a manager of an earlier boot left is
 //! never believed, and removed by the next manager, where the folder outlives boots.
@@ -39,6 +40,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::CONTROL_SOCKET;
 use crate::http::API_SOCKET;
 use crate::sys::process::{ProcessName, host_boot_id, start_time};
+use crate::sys::replace::{overwrite, replace};
 use crate::vmm_protocol;
 
 /// Where pods have their runtime folders, unless [`RUNTIME_DIR_ENV`] or a flag says otherwise.
@@ -88,6 +90,16 @@ pub enum RuntimeError {
         /// Why it failed.
         source: io::Error,
     },
+}
+
+impl RuntimeError {
+    /// The error number of the system call that failed; 0 if none did.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Io { source, .. } => source.raw_os_error().unwrap_or_default(),
+            _ => 0,
+        }
+    }
 }
 
 /// The process that runs a node, across managers.
@@ -209,14 +221,15 @@ impl RuntimeFolder {
         make_folder(&nodes, None)?;
         let boot = host_boot_id();
         let text = fs::read_to_string(&lock_path).unwrap_or_default();
-        if !text.is_empty() && text.lines().nth(2) != Some(&boot) {
+        // Without the third line nobody had come far enough to leave anything.
+        if text.lines().nth(2).is_some_and(|of| of != boot) {
             remove_stale(&path, &nodes)?;
         }
         // Comes last: whoever dies before leaves the removal to the next.
         let pid = std::process::id();
         let start_time = start_time(pid).unwrap_or_default();
-        fs::write(&lock_path, format!("{pid}\n{start_time}\n{boot}\n"))
-            .map_err(failed(&lock_path, "write the lock file"))?;
+        let text = format!("{pid}\n{start_time}\n{boot}\n");
+        overwrite(&lock, text.as_bytes()).map_err(failed(&lock_path, "write the lock file"))?;
         Ok(Self { path, _lock: lock })
     }
 
@@ -268,12 +281,8 @@ impl RuntimeFolder {
     /// Of the file system.
     pub fn keep_pod_file(&self, file: &Path) -> Result<(), RuntimeError> {
         let path = self.path.join("pod.toml");
-        // Copied onto itself, it would be emptied.
-        if fs::canonicalize(file).ok() == fs::canonicalize(&path).ok() {
-            return Ok(());
-        }
-        fs::copy(file, &path).map_err(failed(&path, "copy the pod file to"))?;
-        Ok(())
+        let bytes = fs::read(file).map_err(failed(file, "read the pod file"))?;
+        replace(&path, &bytes).map_err(failed(&path, "copy the pod file to"))
     }
 
     /// The folder of one node, made if needed.
@@ -560,11 +569,9 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
 }
 
 fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), RuntimeError> {
-    let temporary = path.with_extension("new");
     serde_json::to_vec(value)
         .map_err(io::Error::from)
-        .and_then(|bytes| fs::write(&temporary, bytes))
-        .and_then(|()| fs::rename(&temporary, path))
+        .and_then(|bytes| replace(path, &bytes))
         .map_err(failed(path, "write the record"))
 }
 

@@ -9,6 +9,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::sys::replace::replace;
+
 /// Control socket of the VMM, in the node's runtime folder.
 pub const CONTROL_SOCKET: &str = "control.sock";
 /// Stream to the agent inside the node, in the node's runtime folder.
@@ -166,9 +168,7 @@ impl ExitRecord {
     /// # Errors
     /// Of the file system.
     pub fn write(&self, folder: &Path) -> std::io::Result<()> {
-        let temporary = folder.join(format!(".{EXIT_FILE}.{}", self.pid));
-        std::fs::write(&temporary, serde_json::to_vec(self)?)?;
-        std::fs::rename(&temporary, folder.join(EXIT_FILE))
+        replace(&folder.join(EXIT_FILE), &serde_json::to_vec(self)?)
     }
 
     /// Reads the record that process `pid` left in `folder`; `None` if it left none.

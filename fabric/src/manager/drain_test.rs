@@ -149,7 +149,7 @@ fn what_cannot_be_put_on_record_is_not_begun() {
     let mut manager = FakeManager::up(&world);
     let folder = manager.core.nodes[&id(1)].folder.path().to_owned();
     // As when the disk is full.
-    std::fs::create_dir(folder.join("intent.new")).unwrap();
+    std::fs::create_dir(folder.join("intent.json.new")).unwrap();
     let error = manager.steer(1, DRAIN).unwrap_err();
     assert!(matches!(error, ControlError::NotRecorded { .. }), "{error}");
     assert_eq!(world.state_of(1), NodeState::Joined);

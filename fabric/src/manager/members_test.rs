@@ -145,7 +145,7 @@ fn a_node_that_cannot_be_had_is_refused_with_the_reason() {
     // As when the disk is full.
     manager.steer(3, REMOVE).unwrap();
     let before = world.events().len();
-    let blocked = world.runtime.path().join("pod.new");
+    let blocked = world.runtime.path().join("pod.json.new");
     std::fs::create_dir(&blocked).unwrap();
     let error = manager.add(&spec(&world, 3)).unwrap_err();
     assert!(matches!(error, ControlError::NotRecorded { .. }), "{error}");

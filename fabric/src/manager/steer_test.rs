@@ -181,7 +181,7 @@ fn what_cannot_be_put_on_record_is_not_begun() {
     let mut manager = FakeManager::up(&world);
     let folder = manager.core.nodes[&id(1)].folder.path().to_owned();
     // As when the disk is full: the record cannot be written.
-    std::fs::create_dir(folder.join("intent.new")).unwrap();
+    std::fs::create_dir(folder.join("intent.json.new")).unwrap();
     let before = world.events().len();
     let error = manager.steer(1, RESTART).unwrap_err();
     assert!(matches!(error, ControlError::NotRecorded { .. }), "{error}");
@@ -189,7 +189,7 @@ fn what_cannot_be_put_on_record_is_not_begun() {
         (world.events().len(), world.state_of(1)),
         (before, NodeState::Joined)
     );
-    std::fs::remove_dir(folder.join("intent.new")).unwrap();
+    std::fs::remove_dir(folder.join("intent.json.new")).unwrap();
     manager.steer(1, RESTART).unwrap();
     assert_eq!(world.lives(1), 2);
 }

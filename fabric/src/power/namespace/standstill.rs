@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::runtime::NodeFolder;
 use crate::sys::process::Process;
+use crate::sys::replace::replace;
 use crate::sys::tree::{self, Member};
 
 /// How long all processes together may take to stand, or to run.
@@ -48,9 +49,7 @@ fn read(folder: &NodeFolder) -> Option<Record> {
 }
 
 fn write(folder: &NodeFolder, record: &Record) -> io::Result<()> {
-    let (path, temporary) = (record_path(folder), folder.path().join(".standstill"));
-    fs::write(&temporary, serde_json::to_vec(record)?)?;
-    fs::rename(temporary, path)
+    replace(&record_path(folder), &serde_json::to_vec(record)?)
 }
 
 /// Makes the tree below `init` stand still.
