@@ -130,7 +130,8 @@ wire_enum! {
         NeverJoined = 8 => "never-joined",
         /// The pod is going down.
         PodDown = 9 => "pod-down",
-        /// The VMM could not start or run the guest. Evidence: `[exit code]`.
+        /// The node could not be started. Evidence: `[exit code of its program, 0, error number of
+        /// the host's system call that failed]`; 0 for what does not apply.
         StartFailed = 10 => "start-failed",
     }
 }

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use lupin_abi::socket::PEERS;
 use nix::mount::{MsFlags, mount};
 
+use crate::sys::is_want;
+
 /// What to set up, and what to become.
 #[derive(Clone, Debug)]
 pub struct NamespaceInit {
@@ -26,8 +28,29 @@ pub struct NamespaceInit {
     pub command: Vec<OsString>,
 }
 
-/// Exit code of a node whose namespaces could not be set up: as in `podman run`.
+/// Exit code of a node whose namespaces cannot be set up: as in `podman run`.
 pub const FAILED: u8 = 125;
+/// Exit code of one for which the host lacks something that it may have later.
+pub const LACKING: u8 = 124;
+
+/// A step that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {step}: {source}")]
+pub struct InitError {
+    step: String,
+    source: io::Error,
+}
+
+impl InitError {
+    /// The exit code that tells the manager whether to try again.
+    pub fn code(&self) -> u8 {
+        if is_want(&self.source) {
+            LACKING
+        } else {
+            FAILED
+        }
+    }
+}
 
 /// Where the folder is mounted: the agent's socket is below it.
 const RUN_LUPIN: &str = "/run/lupin";
@@ -38,11 +61,12 @@ impl NamespaceInit {
     /// # Errors
     /// Says which step failed. To be called in new PID, mount and UTS namespaces only: refuses to
     /// run as anything but their first process.
-    pub fn run(&self) -> io::Result<Infallible> {
+    pub fn run(&self) -> Result<Infallible, InitError> {
         if std::process::id() != 1 {
             let message = "namespace-init is for the first process of a PID namespace; it is \
                            started by the fabric manager";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+            let source = io::Error::new(io::ErrorKind::InvalidInput, message);
+            return Err(step("set up the node")(source));
         }
         let nothing = None::<&str>;
         let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
@@ -63,16 +87,18 @@ impl NamespaceInit {
             .command
             .iter()
             .map(|word| CString::new(word.as_bytes()))
-            .collect::<Result<_, _>>()?;
-        let program = words.first().ok_or(io::ErrorKind::InvalidInput)?;
+            .collect::<Result<_, _>>()
+            .map_err(step("name the agent"))?;
+        let program = words.first().ok_or(io::ErrorKind::InvalidInput);
+        let program = program.map_err(step("name the agent"))?;
         nix::unistd::execv(program, &words).map_err(step("execute the agent"))
     }
 }
 
 /// Names the step that failed.
-fn step<E: Into<io::Error>>(step: &str) -> impl FnOnce(E) -> io::Error {
-    move |error| {
-        let error: io::Error = error.into();
-        io::Error::new(error.kind(), format!("cannot {step}: {error}"))
+fn step<E: Into<io::Error>>(step: &str) -> impl FnOnce(E) -> InitError {
+    move |error| InitError {
+        step: step.into(),
+        source: error.into(),
     }
 }

@@ -150,7 +150,7 @@ fn watch(manager: &Process, pod: &Pod) -> Result<(), StandbyError> {
             return Ok(());
         }
         // The thread that looks at the nodes is the first one of the process.
-        let account = || threads::times(pid, pid).into_iter().collect();
+        let account = || threads::accounts(pid, &[pid]);
         let Verdict::Hung(silence) = judge.look(monotonic_ns(), beat()?, account) else {
             continue;
         };

@@ -1,6 +1,7 @@
 //! What `lupin-vmm run` says to arguments and files that cannot work: exit code 2, a message that
 //! names the offending thing, and last words in the runtime folder. Needs no KVM.
 
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -64,6 +65,32 @@ fn options_are_checked_one_by_one() {
         refused(&with_files(&extra), named);
     }
     refused(&with_files(&[]), "/nonexistent/k");
+}
+
+/// A host without memory is no bad argument: the next attempt may succeed.
+#[test]
+fn memory_that_cannot_be_had_now_is_the_hosts_fault() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lupin-vmm"));
+    command
+        .arg("run")
+        .args(with_files(&["--memory", "size=1G"]));
+    // SAFETY: a system call on a value of the closure's own, between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            let most = libc::rlimit {
+                rlim_cur: 512 << 20,
+                rlim_max: 512 << 20,
+            };
+            match libc::setrlimit(libc::RLIMIT_AS, &most) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        });
+    }
+    let output = command.output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("cannot reserve"), "{message}");
 }
 
 #[test]

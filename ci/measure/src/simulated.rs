@@ -52,10 +52,7 @@ impl Simulation {
 
 impl PowerControl for Simulation {
     fn prepare(&self, request: &StartRequest<'_>) -> Result<Box<dyn Prepared>, StartError> {
-        let failed = |message: String| StartError {
-            message,
-            permanent: true,
-        };
+        let failed = |message: String| StartError::permanent(message);
         let section = request.memory.node(request.node.id);
         let section = section.ok_or_else(|| failed("no such node".into()))?;
         symlink(&self.agents, request.folder.agent_socket())
@@ -144,8 +141,8 @@ impl Instance for Life {
         Exit::unknown()
     }
 
-    fn thread_times(&self) -> Vec<ThreadTimes> {
-        Vec::new()
+    fn thread_times(&self) -> Option<Vec<ThreadTimes>> {
+        Some(Vec::new())
     }
 }
 

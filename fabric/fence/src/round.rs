@@ -151,7 +151,7 @@ fn wait_storing(
         }
         // Its threads are known once it has said hello; what lives on after a fence is watched by
         // them.
-        if storing == before.len() && !instance.0.thread_times().is_empty() {
+        if storing == before.len() && instance.0.thread_times().is_some_and(|t| !t.is_empty()) {
             return Ok(());
         }
         if begin.elapsed() > patience {
@@ -176,6 +176,7 @@ fn late_stores(
     time: Duration,
 ) -> Result<u64, RoundError> {
     let threads = instance.0.thread_times();
+    let threads = threads.ok_or(RoundError::NotRunning(Duration::ZERO))?;
     let begin = Instant::now();
     loop {
         let now = rig.counters(seat)?;
@@ -197,7 +198,9 @@ fn have_run(instance: &Ended, before: &[ThreadTimes]) -> bool {
     if instance.0.is_gone() {
         return true;
     }
-    let now = instance.0.thread_times();
+    let Some(now) = instance.0.thread_times() else {
+        return false;
+    };
     before.iter().all(|before| {
         let now = now.iter().find(|now| now.tid == before.tid);
         now.is_none_or(|now| now.run_ns >= before.run_ns + RAN_NS)

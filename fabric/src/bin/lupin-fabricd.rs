@@ -17,7 +17,7 @@ use lupin_fabric::http::token::Token;
 use lupin_fabric::http::{self, API_SOCKET, HttpServer, openapi};
 use lupin_fabric::manager::{Backends, Manager, ManagerError, ManagerHandle, Outcome};
 use lupin_fabric::memory::MemoryError;
-use lupin_fabric::namespace_init::{self, NamespaceInit};
+use lupin_fabric::namespace_init::NamespaceInit;
 use lupin_fabric::podfile::{Api, HostLimits, Pod};
 use lupin_fabric::power::namespace::NamespacePower;
 use lupin_fabric::power::vmm::VmmPower;
@@ -182,7 +182,7 @@ fn main() -> ExitCode {
         };
         let Err(error) = init.run();
         eprintln!("lupin-fabricd: {error}");
-        return ExitCode::from(namespace_init::FAILED);
+        return ExitCode::from(error.code());
     }
     let log_is_elsewhere = cli.serve.log_file.is_some();
     match serve(cli.serve) {

@@ -28,6 +28,8 @@ use crate::sys::priority;
 const TIMER: u64 = 0;
 const WAKE: u64 = 1;
 const DUE: u64 = 2;
+/// Between attempts to connect to an agent for which there was no thread.
+const LINK_AGAIN: Duration = Duration::from_secs(1);
 /// Tokens of pidfds begin here.
 const FIRST_WATCH: u64 = 3;
 
@@ -37,6 +39,10 @@ struct Driver {
     epoll: Epoll,
     watches: HashMap<u64, (NodeId, Arc<dyn Instance>)>,
     next_watch: u64,
+    /// Connections to agents that could not be made for want of a thread or a descriptor.
+    unlinked: Vec<LinkTarget>,
+    /// When they are tried again.
+    link_again: Option<Instant>,
 }
 
 /// Runs the pod until it is down.
@@ -75,6 +81,8 @@ pub(super) fn run(manager: Manager) -> Result<Outcome, ManagerError> {
         epoll,
         watches: HashMap::new(),
         next_watch: FIRST_WATCH,
+        unlinked: Vec::new(),
+        link_again: None,
     };
     driver.perform();
     driver.core.begin(unadopted, takeover);
@@ -93,6 +101,7 @@ pub(super) fn run(manager: Manager) -> Result<Outcome, ManagerError> {
                     let _ = timer.wait();
                     driver.core.memory.fabric().state().beat_manager();
                     driver.core.tick();
+                    driver.link_the_rest();
                     driver.set(&due);
                 }
                 DUE => {
@@ -300,7 +309,7 @@ impl Driver {
     fn link(&mut self, target: LinkTarget) {
         let (node, generation) = (target.node, target.generation);
         let handle = Arc::downgrade(&self.handle);
-        let link = AgentLink::start(target, move |event| match event {
+        let link = AgentLink::start(target.clone(), move |event| match event {
             LinkEvent::Up(info) => {
                 log::info!(
                     "node {node}: agent {} on Linux {} answers",
@@ -321,7 +330,25 @@ impl Driver {
         });
         match link {
             Ok(link) => self.handle.set_link(node, Some(link)),
-            Err(e) => log::error!("node {node}: no connection to its agent can be made: {e}"),
+            Err(e) => {
+                log::error!("node {node}: no connection to its agent can be made yet: {e}");
+                self.unlinked.push(target);
+                self.link_again = Some(Instant::now() + LINK_AGAIN);
+            }
+        }
+    }
+
+    /// Tries again to connect to agents, of lives that still run.
+    fn link_the_rest(&mut self) {
+        if self.link_again.is_none_or(|again| Instant::now() < again) {
+            return;
+        }
+        self.link_again = None;
+        for target in std::mem::take(&mut self.unlinked) {
+            let life = self.core.running(target.node);
+            if life.is_some_and(|life| life.generation == target.generation) {
+                self.link(target);
+            }
         }
     }
 

@@ -91,6 +91,8 @@ struct State {
     fence_ns: u64,
     /// Nodes cannot be paused, or resumed.
     stiff: bool,
+    /// The host lacks the means to look at the accounts of threads.
+    blind: bool,
 }
 
 pub(super) struct World {
@@ -176,6 +178,11 @@ impl World {
     /// Whether nodes can neither be paused nor resumed.
     pub fn set_stiff(&self, stiff: bool) {
         self.state().stiff = stiff;
+    }
+
+    /// Whether the host lacks the means to look at what its scheduler does to nodes.
+    pub fn set_blind(&self, blind: bool) {
+        self.state().blind = blind;
     }
 
     /// Whether the running life of a node stands still.
@@ -312,6 +319,7 @@ impl PowerControl for FakePower {
         if let Some(permanent) = state.refuse.get(&request.node.id) {
             return Err(StartError {
                 message: "refused by the test".into(),
+                errno: libc::EAGAIN,
                 permanent: *permanent,
             });
         }
@@ -495,8 +503,8 @@ impl Instance for FakeInstance {
         self.with(|process| process.exit.clone())
     }
 
-    fn thread_times(&self) -> Vec<ThreadTimes> {
-        Vec::new()
+    fn thread_times(&self) -> Option<Vec<ThreadTimes>> {
+        (!self.world.state().blind).then(Vec::new)
     }
 }
 

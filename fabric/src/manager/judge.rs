@@ -119,7 +119,7 @@ impl Judge {
         &mut self,
         now_ns: u64,
         beats: u64,
-        threads: impl FnOnce() -> Vec<ThreadTimes>,
+        threads: impl FnOnce() -> Option<Vec<ThreadTimes>>,
     ) -> Verdict {
         if beats != self.beats {
             let silence = self.silence.take().and_then(|count| self.suspicion(&count));
@@ -130,7 +130,13 @@ impl Judge {
         if self.clock == DeadlineClock::Wall {
             return self.look_at_the_wall(now_ns);
         }
-        let threads = threads();
+        let Some(threads) = threads() else {
+            // Nothing can be seen: what has passed since the last look may all be the host's doing.
+            if let Some(count) = &mut self.silence {
+                count.looked_ns = now_ns;
+            }
+            return Verdict::Silent;
+        };
         let Some(count) = &mut self.silence else {
             // What the threads did before this look is unknown: the count begins here, in favour
             // of the node.
@@ -253,6 +259,11 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
+    /// The accounts of a node without threads.
+    fn none() -> Option<Vec<ThreadTimes>> {
+        Some(Vec::new())
+    }
+
     fn judge() -> Judge {
         judge_by(DeadlineClock::Available)
     }
@@ -286,7 +297,7 @@ mod tests {
     ) -> (Option<u64>, Option<(u64, Silence)>) {
         let (mut judge, mut rung) = (judge(), None);
         for ms in (0..until).step_by(step) {
-            match judge.look(ms * MS, 1, || vec![account(ms)]) {
+            match judge.look(ms * MS, 1, || Some(vec![account(ms)])) {
                 Verdict::Alive | Verdict::FalseAlarm(_) => panic!("alive without a beat"),
                 Verdict::Silent => {}
                 Verdict::Ring => {
@@ -314,9 +325,9 @@ mod tests {
         assert!(judge.beats_on(16 * MS, 2));
         assert_eq!(judge.standing().changed_ns, 16 * MS);
         assert!(!judge.beats_on(32 * MS, 2));
-        assert_eq!(judge.look(32 * MS, 2, Vec::new), Verdict::Silent);
+        assert_eq!(judge.look(32 * MS, 2, none), Verdict::Silent);
         assert!(!judge.beats_on(48 * MS, 3), "there was a silence to end");
-        assert_eq!(judge.look(48 * MS, 3, Vec::new), Verdict::Alive);
+        assert_eq!(judge.look(48 * MS, 3, none), Verdict::Alive);
         assert!(judge.beats_on(64 * MS, 4));
     }
 
@@ -337,7 +348,7 @@ mod tests {
         assert_eq!(judge.next_look_ns(), None, "its counter moves");
         let (mut now, mut seen) = (16 * MS, Vec::new());
         loop {
-            match judge.look(now, 1, || vec![thread(5, 5, false)]) {
+            match judge.look(now, 1, || Some(vec![thread(5, 5, false)])) {
                 Verdict::Silent => {}
                 Verdict::Ring => seen.push(now / MS),
                 Verdict::Hung(silence) => {
@@ -360,7 +371,7 @@ mod tests {
         let (mut now, mut looks) = (16 * MS, 0);
         while now < 1016 * MS {
             let waited = now / MS;
-            judge.look(now, 1, || vec![thread(5, waited, true)]);
+            judge.look(now, 1, || Some(vec![thread(5, waited, true)]));
             now = judge.next_look_ns().expect("it is silent");
             looks += 1;
         }
@@ -388,11 +399,11 @@ mod tests {
         // Starved for longer than the deadline, and not rung.
         let mut starved = judge();
         for ms in (16..=160).step_by(16) {
-            starved.look(ms * MS, 1, || vec![thread(5, 5 + ms, true)]);
+            starved.look(ms * MS, 1, || Some(vec![thread(5, 5 + ms, true)]));
         }
         let standing = starved.standing();
         assert_eq!((standing.changed_ns, standing.used_ns), (0, 0));
-        let Verdict::FalseAlarm(silence) = starved.look(176 * MS, 2, Vec::new) else {
+        let Verdict::FalseAlarm(silence) = starved.look(176 * MS, 2, none) else {
             panic!("nobody suspected it");
         };
         assert_eq!((silence.wall_ns, silence.available_ns), (160 * MS, 0));
@@ -400,16 +411,16 @@ mod tests {
         // Rung half-way, and it woke up.
         let mut idle = judge();
         for ms in (16..=80).step_by(16) {
-            idle.look(ms * MS, 1, || vec![thread(5, 5, false)]);
+            idle.look(ms * MS, 1, || Some(vec![thread(5, 5, false)]));
         }
         assert_eq!(idle.standing().used_ns, 64 * MS);
         assert!(matches!(
-            idle.look(96 * MS, 2, Vec::new),
+            idle.look(96 * MS, 2, none),
             Verdict::FalseAlarm(_)
         ));
         // A late beat that nobody minded.
-        idle.look(112 * MS, 2, Vec::new);
-        assert_eq!(idle.look(128 * MS, 3, Vec::new), Verdict::Alive);
+        idle.look(112 * MS, 2, none);
+        assert_eq!(idle.look(128 * MS, 3, none), Verdict::Alive);
     }
 
     #[test]
@@ -423,11 +434,8 @@ mod tests {
         assert_eq!(verdicts[4], Verdict::Ring);
         // A late manager does not ask whose fault it was; but it rings first.
         let mut judge = judge_by(DeadlineClock::Wall);
-        assert_eq!(judge.look(1000 * MS, 1, Vec::new), Verdict::Ring);
-        assert!(matches!(
-            judge.look(1001 * MS, 1, Vec::new),
-            Verdict::Hung(_)
-        ));
+        assert_eq!(judge.look(1000 * MS, 1, none), Verdict::Ring);
+        assert!(matches!(judge.look(1001 * MS, 1, none), Verdict::Hung(_)));
     }
 
     #[test]
@@ -441,10 +449,10 @@ mod tests {
     #[test]
     fn a_late_manager_does_not_count_what_it_did_not_see() {
         let mut judge = judge();
-        assert_eq!(judge.look(16 * MS, 1, Vec::new), Verdict::Silent);
+        assert_eq!(judge.look(16 * MS, 1, none), Verdict::Silent);
         // Ten seconds without a look: two polls at most are held against the node.
-        assert_eq!(judge.look(10_000 * MS, 1, Vec::new), Verdict::Silent);
-        let Verdict::FalseAlarm(seen) = judge.look(10_016 * MS, 2, Vec::new) else {
+        assert_eq!(judge.look(10_000 * MS, 1, none), Verdict::Silent);
+        let Verdict::FalseAlarm(seen) = judge.look(10_016 * MS, 2, none) else {
             panic!("ten seconds on the wall clock");
         };
         assert_eq!(seen.available_ns, 32 * MS);
@@ -458,12 +466,24 @@ mod tests {
         let mut rings = 0;
         for n in 1..=10u64 {
             for look in 0..6 {
-                let verdict = judge.look((n * 200 + look * 16) * MS, n, Vec::new);
+                let verdict = judge.look((n * 200 + look * 16) * MS, n, none);
                 rings += u32::from(verdict == Verdict::Ring);
                 assert!(!matches!(verdict, Verdict::Hung(_)));
             }
         }
         assert_eq!(rings, 10);
+    }
+
+    #[test]
+    fn what_the_host_cannot_look_at_does_not_count() {
+        let mut judge = judge();
+        let mut looks = (16..).step_by(16);
+        for ms in looks.by_ref().take(1000) {
+            assert_eq!(judge.look(ms * MS, 1, || None), Verdict::Silent);
+        }
+        // From the first look that sees something on, it counts.
+        let hung = looks.position(|ms| matches!(judge.look(ms * MS, 1, none), Verdict::Hung(_)));
+        assert!((6..=8).contains(&hung.unwrap()), "{hung:?} looks");
     }
 
     #[test]
@@ -473,13 +493,13 @@ mod tests {
             tid: 9,
             ..thread(0, 900, true)
         };
-        judge.look(0, 1, || vec![thread(1, 1, false)]);
-        let verdict = judge.look(64 * MS, 1, || vec![other]);
+        judge.look(0, 1, || Some(vec![thread(1, 1, false)]));
+        let verdict = judge.look(64 * MS, 1, || Some(vec![other]));
         assert_eq!(verdict, Verdict::Silent, "32 ms counted");
         let backwards = thread(0, 0, false);
-        judge.look(65 * MS, 1, || vec![thread(9, 9, false)]);
-        judge.look(66 * MS, 1, || vec![backwards]);
+        judge.look(65 * MS, 1, || Some(vec![thread(9, 9, false)]));
+        judge.look(66 * MS, 1, || Some(vec![backwards]));
         // A clock that goes backwards adds nothing.
-        judge.look(10 * MS, 1, Vec::new);
+        judge.look(10 * MS, 1, none);
     }
 }

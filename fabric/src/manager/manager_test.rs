@@ -175,6 +175,24 @@ fn a_silent_node_is_rung_and_then_called_hung_with_the_numbers() {
 }
 
 #[test]
+fn a_silence_that_the_host_cannot_judge_is_none() {
+    let world = World::new("");
+    let mut manager = FakeManager::up(&world);
+    world.set_blind(true);
+    for _ in 0..1000 {
+        world.beat_all_but(&[2]);
+        manager.tick();
+    }
+    assert_eq!(world.state_of(2), NodeState::Joined);
+    world.set_blind(false);
+    for _ in 0..20 {
+        world.beat_all_but(&[2]);
+        manager.tick();
+    }
+    check_failure(&world, 2, 1, Cause::Hang);
+}
+
+#[test]
 fn a_node_that_never_joins_is_given_up_with_its_last_words() {
     let world = World::new("");
     let mut manager = FakeManager::start(&world, false);

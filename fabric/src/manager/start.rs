@@ -9,7 +9,7 @@ use super::crash;
 use super::record::Note;
 use super::state::{Core, Effect, Life, Phase};
 use crate::power::StartError;
-use crate::runtime::{NodeRecord, RuntimeError};
+use crate::runtime::NodeRecord;
 use crate::sys::process::host_boot_id;
 
 impl Core {
@@ -57,7 +57,8 @@ impl Core {
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.detail = Some(error.message);
                 }
-                self.detected(id, Cause::StartFailed, ending, &[]);
+                let evidence = [0, 0, u64::from(error.errno.unsigned_abs())];
+                self.detected(id, Cause::StartFailed, ending, &evidence);
             }
         }
     }
@@ -65,14 +66,7 @@ impl Core {
     /// Makes the process, puts it on record, and only then lets it run.
     fn launch(&mut self, id: NodeId, generation: Generation) -> Result<Life, StartError> {
         let Some(node) = self.nodes.get(&id) else {
-            return Err(StartError {
-                message: format!("the pod has no node {id}"),
-                permanent: true,
-            });
-        };
-        let on_disk = |e: RuntimeError| StartError {
-            message: e.to_string(),
-            permanent: false,
+            return Err(StartError::permanent(format!("the pod has no node {id}")));
         };
         // The node is fenced: this is the one time when its section is the manager's to write.
         if let Some(section) = self.memory.node(id) {
@@ -80,8 +74,8 @@ impl Core {
             section.reset();
         }
         crash::point("clean");
-        node.folder.clean().map_err(on_disk)?;
-        node.folder.rotate_console().map_err(on_disk)?;
+        node.folder.clean()?;
+        node.folder.rotate_console()?;
         let backend = self.backends.of(&node.spec);
         crash::point("prepare");
         let prepared = backend.prepare(&self.request(node, generation))?;
@@ -94,7 +88,7 @@ impl Core {
             started_ns,
         };
         crash::point("record");
-        node.folder.write_record(&record).map_err(on_disk)?;
+        node.folder.write_record(&record)?;
         crash::point("release");
         Ok(Life {
             instance: prepared.release()?,

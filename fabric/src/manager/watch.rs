@@ -77,13 +77,21 @@ impl Core {
 
     fn look(&mut self, id: NodeId) {
         let now = self.now();
+        let mut gone = None;
         if let Some(node) = self.nodes.get_mut(&id)
             && let Some((instance, kill_at)) = &mut node.remains
-            && *kill_at <= now
         {
-            instance.kill();
-            // Once more only if that did not help for a long time.
-            *kill_at = now.saturating_add(nanos(std::time::Duration::from_secs(10)));
+            if instance.is_gone() {
+                // It is told at once, unless there was nothing left to watch it with.
+                gone = Some(instance.clone());
+            } else if *kill_at <= now {
+                instance.kill();
+                // Once more only if that did not help for a long time.
+                *kill_at = now.saturating_add(nanos(std::time::Duration::from_secs(10)));
+            }
+        }
+        if let Some(instance) = gone {
+            self.gone(id, &instance);
         }
         let Some(phase) = self.nodes.get(&id).map(|node| &node.phase) else {
             return;

@@ -11,8 +11,10 @@
 pub mod namespace;
 pub mod vmm;
 
+use std::fmt::Display;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +23,7 @@ use lupin_abi::{Cause, Generation};
 
 use crate::memory::PodMemory;
 use crate::podfile::Node;
-use crate::runtime::{NodeFolder, NodeRecord};
+use crate::runtime::{NodeFolder, NodeRecord, RuntimeError};
 use crate::sys::process::{Ended, ProcessName};
 use crate::sys::threads::ThreadTimes;
 
@@ -141,8 +143,9 @@ pub trait Instance: Send + Sync {
     fn exit(&self) -> Exit;
 
     /// The accounts of the threads that run the node's code, virtual CPUs or the agent's threads;
-    /// empty if they are not known.
-    fn thread_times(&self) -> Vec<ThreadTimes>;
+    /// empty if there are none. `None` if this host has no means left to look at them: a silence
+    /// of the node does not count then.
+    fn thread_times(&self) -> Option<Vec<ThreadTimes>>;
 }
 
 /// How a life was fenced.
@@ -204,18 +207,74 @@ impl Exit {
 pub struct StartError {
     /// What went wrong and what to do.
     pub message: String,
+    /// The error number of the host's system call that failed; 0 if none did.
+    pub errno: i32,
     /// Whether trying again would fail in the same way.
     pub permanent: bool,
 }
 
 impl StartError {
-    /// A program that could not be executed.
-    pub(crate) fn of_program(program: &std::path::Path, error: &io::Error) -> Self {
-        use io::ErrorKind::{NotFound, PermissionDenied};
+    /// Something that is wrong with what was asked, and stays so.
+    pub fn permanent(message: impl Into<String>) -> Self {
         Self {
-            message: format!("cannot start {}: {error}", program.display()),
-            permanent: matches!(error.kind(), NotFound | PermissionDenied),
+            message: message.into(),
+            errno: 0,
+            permanent: true,
         }
+    }
+
+    /// Something that this host cannot do now, and perhaps later.
+    pub fn of_host(action: impl Display, error: &io::Error) -> Self {
+        let errno = error.raw_os_error().unwrap_or_default();
+        Self {
+            message: format!("cannot {action}: {error}{}", advice(errno)),
+            errno,
+            permanent: false,
+        }
+    }
+
+    /// A program that is not there.
+    pub(crate) fn no_program(message: String) -> Self {
+        Self {
+            errno: libc::ENOENT,
+            ..Self::permanent(message)
+        }
+    }
+
+    /// A program that could not be executed.
+    pub(crate) fn of_program(program: &Path, error: &io::Error) -> Self {
+        // What only a change of the file or of its folders can mend.
+        let permanent = matches!(
+            error.raw_os_error(),
+            Some(libc::ENOENT | libc::EACCES | libc::ENOEXEC | libc::ENOTDIR | libc::ELOOP)
+        );
+        Self {
+            permanent,
+            ..Self::of_host(format_args!("execute {}", program.display()), error)
+        }
+    }
+}
+
+impl From<RuntimeError> for StartError {
+    /// A record that could not be written, or a folder that could not be made.
+    fn from(error: RuntimeError) -> Self {
+        Self {
+            message: error.to_string(),
+            errno: error.errno(),
+            permanent: false,
+        }
+    }
+}
+
+/// What to do about what a host lacks.
+fn advice(errno: i32) -> &'static str {
+    match errno {
+        libc::EAGAIN => "; a limit of processes is reached (ulimit -u, pids.max of a cgroup)",
+        libc::EMFILE => "; the manager has too many files open (ulimit -n)",
+        libc::ENFILE => "; the host has too many files open (fs.file-max)",
+        libc::ENOMEM => "; the host, or the manager's cgroup, has no memory left",
+        libc::ENOEXEC => "; it is no program for this machine",
+        _ => "",
     }
 }
 

@@ -58,30 +58,20 @@ impl PowerControl for NamespacePower {
                  --agent or LUPIN_GUEST_AGENT",
                 self.agent.display()
             );
-            return Err(StartError {
-                message,
-                permanent: true,
-            });
+            return Err(StartError::no_program(message));
         }
         standstill::forget(request.folder);
-        let failed = |action: &str, e: &dyn std::fmt::Display| StartError {
-            message: format!("cannot {action}: {e}"),
-            permanent: false,
-        };
         let console = File::options()
             .create(true)
             .append(true)
             .open(request.folder.console())
-            .map_err(|e| failed("open the console log", &e))?;
+            .map_err(|e| StartError::of_host("open the console log", &e))?;
         let listener = UnixListener::bind(request.folder.agent_socket())
-            .map_err(|e| failed("listen on the agent's socket", &e))?;
+            .map_err(|e| StartError::of_host("listen on the agent's socket", &e))?;
         let doorbell =
             EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-                .map_err(|e| failed("make the doorbell", &e))?;
-        let peers = request
-            .folder
-            .make_peers()
-            .map_err(|e| failed("make the folder of the agents", &e))?;
+                .map_err(|e| StartError::of_host("make the doorbell", &e.into()))?;
+        let peers = request.folder.make_peers()?;
         let number = |fd: BorrowedFd<'_>| fd.as_raw_fd().to_string().into();
         let args: Vec<OsString> = vec![
             "namespace-init".into(),
@@ -119,7 +109,7 @@ impl PowerControl for NamespacePower {
             ],
             output: &console,
         })
-        .map_err(|e| failed("make the node's namespaces (needs root)", &e))?;
+        .map_err(|e| cannot_make(&e))?;
         Ok(Box::new(PreparedNamespace {
             held,
             doorbell: doorbell.into(),
@@ -141,6 +131,17 @@ impl PowerControl for NamespacePower {
             instance
         }))
     }
+}
+
+/// The first process of the node's namespaces could not be made.
+fn cannot_make(error: &io::Error) -> StartError {
+    let needs = match error.raw_os_error() {
+        Some(libc::EPERM) => " (that needs root)",
+        Some(libc::ENOSPC) => " (the host's limits of them are in /proc/sys/user)",
+        _ => "",
+    };
+    let action = format!("make the node's process and namespaces{needs}");
+    StartError::of_host(action, error)
 }
 
 #[derive(Debug)]
@@ -276,6 +277,11 @@ impl Instance for NamespaceInstance {
                 detail: "its namespaces could not be set up".into(),
                 ..exit
             },
+            Some(Ended::Code(code)) if code == i32::from(namespace_init::LACKING) => Exit {
+                cause: Cause::StartFailed,
+                detail: "its namespaces could not be set up now".into(),
+                ..exit
+            },
             Some(Ended::Code(AGENT_BAD_ARGUMENTS)) => Exit {
                 cause: Cause::StartFailed,
                 permanent: true,
@@ -286,11 +292,7 @@ impl Instance for NamespaceInstance {
         }
     }
 
-    fn thread_times(&self) -> Vec<ThreadTimes> {
-        let pid = self.process.name().pid;
-        let tids = threads::of_process(pid);
-        tids.iter()
-            .filter_map(|tid| threads::times(pid, *tid))
-            .collect()
+    fn thread_times(&self) -> Option<Vec<ThreadTimes>> {
+        threads::accounts_of_process(self.process.name().pid)
     }
 }

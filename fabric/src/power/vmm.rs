@@ -11,7 +11,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use lupin_abi::event::FencePath;
@@ -54,41 +55,27 @@ impl VmmPower {
         node: NodeId,
         generation: Generation,
     ) -> Arc<VmmInstance> {
-        let instance = Arc::new(VmmInstance {
+        let instance = Arc::new_cyclic(|this| VmmInstance {
+            this: this.clone(),
             process,
             folder,
             node,
             generation,
             fence_bound: self.fence_bound,
+            greets: AtomicBool::new(false),
             greeting: OnceLock::new(),
             ended: OnceLock::new(),
             quitting: OnceLock::new(),
         });
-        // The VMM listens some time after its start; the manager's loop cannot wait for it.
-        let weak = Arc::downgrade(&instance);
-        let spawned = std::thread::Builder::new()
-            .name(format!("hello-{node}"))
-            .spawn(move || {
-                while let Some(instance) = weak.upgrade() {
-                    if instance.greet() || instance.process.is_gone() {
-                        return;
-                    }
-                    drop(instance);
-                    std::thread::sleep(HELLO_PAUSE);
-                }
-            });
-        if let Err(e) = spawned {
-            log::error!("node {node} cannot be rung: no thread to greet its VMM: {e}");
-        }
+        instance.greet_in_background();
         instance
     }
 }
 
 impl PowerControl for VmmPower {
     fn prepare(&self, request: &StartRequest<'_>) -> Result<Box<dyn Prepared>, StartError> {
-        let failed = |message: String, permanent| StartError { message, permanent };
         let Backend::Kvm(guest) = &request.node.backend else {
-            return Err(failed("this node is no KVM guest".into(), true));
+            return Err(StartError::permanent("this node is no KVM guest"));
         };
         if !self.program.is_file() {
             let message = format!(
@@ -96,14 +83,14 @@ impl PowerControl for VmmPower {
                  LUPIN_VMM",
                 self.program.display()
             );
-            return Err(failed(message, true));
+            return Err(StartError::no_program(message));
         }
         let log = request.folder.path().join("vmm.log");
         let log = File::options()
             .create(true)
             .append(true)
             .open(&log)
-            .map_err(|e| failed(format!("cannot open {}: {e}", log.display()), false))?;
+            .map_err(|e| StartError::of_host(format_args!("open {}", log.display()), &e))?;
         let joined = |parts: &[OsString]| {
             let mut whole = OsString::new();
             for part in parts {
@@ -170,7 +157,7 @@ impl PowerControl for VmmPower {
             inherit: Vec::new(),
             output: &log,
         })
-        .map_err(|e| failed(format!("cannot make a process: {e}"), false))?;
+        .map_err(|e| StartError::of_host("make the VMM's process", &e))?;
         Ok(Box::new(PreparedVmm {
             held,
             power: self.clone(),
@@ -237,17 +224,48 @@ struct Greeting {
 /// One life of a KVM node.
 #[derive(Debug)]
 struct VmmInstance {
+    this: Weak<Self>,
     process: Process,
     folder: NodeFolder,
     node: NodeId,
     generation: Generation,
     fence_bound: Duration,
+    /// A thread asks the VMM who it is, or has asked.
+    greets: AtomicBool,
     greeting: OnceLock<Greeting>,
     ended: OnceLock<Option<Ended>>,
     quitting: OnceLock<Control>,
 }
 
 impl VmmInstance {
+    /// Asks the VMM who it is, which listens some time after its start: the manager's loop cannot
+    /// wait for that. `false` if there is no thread to be had for it; asked again then, whenever
+    /// the answer is wanted.
+    fn greet_in_background(&self) -> bool {
+        // Relaxed: it guards nothing. Two threads would only ask twice.
+        if self.greets.swap(true, Ordering::Relaxed) {
+            return true;
+        }
+        let weak = self.this.clone();
+        let spawned = std::thread::Builder::new()
+            .name(format!("hello-{}", self.node))
+            .spawn(move || {
+                while let Some(instance) = weak.upgrade() {
+                    if instance.greet() || instance.process.is_gone() {
+                        return;
+                    }
+                    drop(instance);
+                    std::thread::sleep(HELLO_PAUSE);
+                }
+            });
+        if let Err(e) = &spawned {
+            let node = self.node;
+            log::error!("node {node} cannot be rung yet: no thread to greet its VMM: {e}");
+            self.greets.store(false, Ordering::Relaxed);
+        }
+        spawned.is_ok()
+    }
+
     /// Asks the VMM who it is; `true` once there is nothing more to ask.
     fn greet(&self) -> bool {
         let socket = self.folder.control_socket();
@@ -390,9 +408,13 @@ impl Instance for VmmInstance {
     }
 
     fn ring(&self) -> bool {
-        self.greeting
-            .get()
-            .is_some_and(|g| ring(g.doorbell.as_fd()).is_ok())
+        match self.greeting.get() {
+            Some(greeting) => ring(greeting.doorbell.as_fd()).is_ok(),
+            None => {
+                self.greet_in_background();
+                false
+            }
+        }
     }
 
     fn exit(&self) -> Exit {
@@ -400,13 +422,11 @@ impl Instance for VmmInstance {
         exit_of(&self.folder, self.process.name().pid, ended)
     }
 
-    fn thread_times(&self) -> Vec<ThreadTimes> {
-        let pid = self.process.name().pid;
-        let tids = self.greeting.get().map(|g| &*g.vcpu_tids);
-        tids.unwrap_or_default()
-            .iter()
-            .filter_map(|tid| threads::times(pid, *tid))
-            .collect()
+    fn thread_times(&self) -> Option<Vec<ThreadTimes>> {
+        let Some(greeting) = self.greeting.get() else {
+            return self.greet_in_background().then(Vec::new);
+        };
+        threads::accounts(self.process.name().pid, &greeting.vcpu_tids)
     }
 }
 

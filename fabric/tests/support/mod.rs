@@ -4,6 +4,8 @@
 //! executes it with the agent's arguments in the environment.
 #![allow(dead_code, reason = "every test program uses another part")]
 
+pub mod vmm;
+
 use std::os::fd::RawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -29,15 +31,21 @@ pub const FABRICD: &str = env!("CARGO_BIN_EXE_lupin-fabricd");
 
 /// Writes the script that stands where the agent belongs.
 pub fn agent_script(folder: &Path, test: &str, mode: &str) -> PathBuf {
-    let path = folder.join("agent");
     let exe = std::env::current_exe().unwrap();
-    let script = format!(
-        "#!/bin/sh\n{ARGS}=\"$*\" {MODE}={mode} exec {} --exact {test} --ignored --nocapture\n",
-        exe.display()
-    );
-    std::fs::write(&path, script).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    path
+    script(
+        &folder.join("agent"),
+        &format!(
+            "{ARGS}=\"$*\" {MODE}={mode} exec {} --exact {test} --ignored --nocapture",
+            exe.display()
+        ),
+    )
+}
+
+/// Writes a program of one line.
+pub fn script(path: &Path, line: &str) -> PathBuf {
+    std::fs::write(path, format!("#!/bin/sh\n{line}\n")).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path.into()
 }
 
 /// A pod memory, mapped whole by a test or by the node program.
@@ -224,6 +232,8 @@ impl TestPod {
             .arg(path("run"))
             .arg("--agent")
             .arg(path("agent"))
+            .arg("--vmm")
+            .arg(path("vmm"))
             .arg("--log-file")
             .arg(path("log"))
             .args(["--grace-ms", "500"])

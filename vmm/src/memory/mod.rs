@@ -89,8 +89,9 @@ pub enum MemoryError {
 }
 
 impl MemoryError {
-    /// Whether the operator asked for something impossible, as opposed to a failure of ours.
+    /// Whether the operator asked for something impossible, as opposed to a failure of ours or of
+    /// the host.
     pub fn is_bad_argument(&self) -> bool {
-        !matches!(self, Self::Slot { .. })
+        !matches!(self, Self::Slot { .. } | Self::Reserve { .. })
     }
 }

@@ -145,7 +145,13 @@ fn cause(event: &Event) -> String {
         },
         Cause::NeverJoined => "it was started but never joined".into(),
         Cause::PodDown => "the pod is going down".into(),
-        Cause::StartFailed => format!("it could not be started (status {first})"),
+        Cause::StartFailed => match (first, i32::try_from(third)) {
+            (0, Ok(errno @ 1..)) => {
+                let why = std::io::Error::from_raw_os_error(errno);
+                format!("it could not be started: {why}")
+            }
+            _ => format!("it could not be started (status {first})"),
+        },
     }
 }
 

@@ -7,9 +7,11 @@ pub mod options;
 pub mod outcome;
 mod platform;
 
+use std::error::Error;
 use std::sync::Arc;
 use std::{io, thread};
 
+use lupin_fabric::sys::is_want;
 use lupin_fabric::vmm_protocol::{ExitRecord, ExitStatus};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -53,9 +55,13 @@ pub enum RunError {
 }
 
 impl RunError {
-    /// The exit status that tells the caller whose fault it was.
+    /// The exit status that tells the caller whose fault it was: whoever asks for the same again
+    /// gets [`ExitStatus::BadArguments`] and [`ExitStatus::NoKvm`] again.
     pub fn status(&self) -> ExitStatus {
         use crate::loader::LoadError;
+        if is_want_of_host(self) {
+            return ExitStatus::Internal;
+        }
         match self {
             Self::Kvm(_) => ExitStatus::NoKvm,
             Self::Load(LoadError::Write { .. }) => ExitStatus::Internal,
@@ -71,6 +77,21 @@ impl RunError {
     pub(crate) fn internal(what: &str, error: impl std::fmt::Display) -> Self {
         Self::Internal(format!("{what}: {error}"))
     }
+}
+
+/// Whether an error comes down to something that the host lacks now and may have later.
+fn is_want_of_host(error: &(dyn Error + 'static)) -> bool {
+    let of_kvm = |e: &kvm_ioctls::Error| is_want(&io::Error::from_raw_os_error(e.errno()));
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref::<io::Error>().is_some_and(is_want)
+            || error.downcast_ref().is_some_and(of_kvm)
+        {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// Runs a guest until it ends and returns the exit status of the process.
@@ -137,4 +158,35 @@ fn is_ignored(signal: i32) -> io::Result<bool> {
         return Err(io::Error::last_os_error());
     }
     Ok(action.sa_sigaction == libc::SIG_IGN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kvm::KvmError;
+    use crate::loader::LoadError;
+
+    #[test]
+    fn what_the_host_may_have_later_is_no_bad_argument() {
+        let kernel = |errno| {
+            RunError::from(LoadError::Open {
+                option: "kernel",
+                path: "k".into(),
+                source: io::Error::from_raw_os_error(errno),
+            })
+        };
+        let kvm = |errno| {
+            RunError::from(KvmError::Create {
+                what: "make a VM",
+                source: kvm_ioctls::Error::new(errno),
+            })
+        };
+        for errno in [libc::ENOMEM, libc::EMFILE, libc::ENFILE] {
+            assert_eq!(kernel(errno).status(), ExitStatus::Internal);
+            assert_eq!(kvm(errno).status(), ExitStatus::Internal);
+        }
+        assert_eq!(kernel(libc::ENOENT).status(), ExitStatus::BadArguments);
+        assert_eq!(kernel(libc::EACCES).status(), ExitStatus::BadArguments);
+        assert_eq!(kvm(libc::EINVAL).status(), ExitStatus::NoKvm);
+    }
 }
