@@ -78,7 +78,7 @@ pub(crate) fn build(kernel: &KernelTree, bin_dir: &Path, out: &Path) -> Result<(
     need_mmdebstrap()?;
     let folder = tempfile::tempdir().map_err(at(Path::new("a temporary folder")))?;
     let path = |name: &str| folder.path().join(name);
-    let package = package::build(&bin_dir.join("lupin-guest-agent"), folder.path())?;
+    let package = package::build(bin_dir, folder.path())?;
     let hook = path("customize");
     fs::write(&hook, CUSTOMIZE).map_err(at(&hook))?;
     host::run_ok(Command::new("chmod").arg("755").arg(&hook))?;
@@ -86,7 +86,15 @@ pub(crate) fn build(kernel: &KernelTree, bin_dir: &Path, out: &Path) -> Result<(
     fs::write(&sources, setup::debian_sources()?).map_err(at(&sources))?;
     let programs: Vec<String> = products::built(bin_dir)
         .into_iter()
-        .filter(|name| !["lupin-vmm", "lupin-fabricd", "lupin-guest-agent"].contains(name))
+        .filter(|name| {
+            ![
+                "lupin-vmm",
+                "lupin-fabricd",
+                "lupin-guest-agent",
+                "lupin-supervise",
+            ]
+            .contains(name)
+        })
         .map(|name| bin_dir.join(name).to_string_lossy().into_owned())
         .collect();
 

@@ -98,6 +98,19 @@ fn who_is_expelled_is_told_like_everybody_and_may_no_more() {
     // The thread lives, and the group's rule decides whether it is a member again.
     let third = b.join_group("g", Some(&secret()), &[&threads[1]]).unwrap();
     assert_eq!(third.members().unwrap().len(), 2);
+    let another = Secret::new(*b"another sixteen bytes");
+    let admission = Admission {
+        secret: Some(another.clone()),
+        ..Admission::default()
+    };
+    a.set_admission("g", admission).unwrap();
+    assert_eq!(third.members().unwrap().len(), 2, "who is in stays in");
+    a.expel_process("g", thread).unwrap();
+    let denied = b
+        .join_group("g", Some(&secret()), &[&threads[1]])
+        .unwrap_err();
+    assert_eq!(denied.refusal(), Some(RefusalCode::Permission));
+    b.join_group("g", Some(&another), &[&threads[1]]).unwrap();
 }
 
 /// The next notification, which must have the next number.

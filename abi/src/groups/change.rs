@@ -85,6 +85,12 @@ impl<'a> Change<'a> {
         self
     }
 
+    /// Gives a group the rule of `group`, whose name is the same.
+    pub fn admit(mut self, entry: &GroupEntry, group: &Group) -> Self {
+        entry.put_rule(&mut self, group);
+        self
+    }
+
     /// Frees a group's entry. Its members' entries become free with it.
     pub fn remove(mut self, entry: &GroupEntry) -> Self {
         entry.put_freed(&mut self);
@@ -128,13 +134,13 @@ impl<'a> Change<'a> {
     /// Ends a membership because user `by` wants it so, and tells of it.
     pub fn expel(mut self, slot: &MemberEntry, by: u32) -> Self {
         let row = slot.row();
-        // Before the notification: whoever sees the ring's head sees the end of the membership.
-        // The member's own agent, which has no part in this change, goes by that.
-        slot.put_state(&mut self, MemberState::Expelled, End::Unknown);
         if let Some(entry) = self.section.group(row.group) {
             let member = row.member;
             self.tell(row.group, entry, What::Expelled { member, by });
         }
+        // After the notification: the member's own agent, which has no part in this change, ends
+        // the member's stream once it sees this, and the stream holds the notification by then.
+        slot.put_state(&mut self, MemberState::Expelled, End::Unknown);
         self
     }
 

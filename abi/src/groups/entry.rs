@@ -146,8 +146,9 @@ impl GroupEntry {
         put_bit(change, &self.up, node, up);
     }
 
-    pub(super) fn put_all(&self, change: &mut Change<'_>, group: &Group) {
-        let name = &group.name.as_bytes()[..group.name.len().min(MAX_GROUP_NAME)];
+    /// Puts the rule for who may join.
+    pub(super) fn put_rule(&self, change: &mut Change<'_>, group: &Group) {
+        let name = name_of(group);
         let (uids, gids) = (rules(&group.uids), rules(&group.gids));
         let shape = [
             name.len() as u8,
@@ -159,18 +160,22 @@ impl GroupEntry {
             0,
             0,
         ];
-        change.put(&self.seq, 0);
-        change.put(&self.creator, group.creator.word());
-        let owner = u64::from(group.uid) | u64::from(group.gid) << 32;
-        change.put(&self.owner, owner);
         change.put(&self.shape, u64::from_le_bytes(shape));
-        change.put(&self.quota, group.quota.unwrap_or(u64::MAX));
-        put_bytes(change, &self.name, name);
         let (salt, hash) = group.secret.unwrap_or_default();
         put_bytes(change, &self.salt, &salt);
         put_bytes(change, &self.hash, &hash);
         put_numbers(change, &self.uids, uids);
         put_numbers(change, &self.gids, gids);
+    }
+
+    pub(super) fn put_all(&self, change: &mut Change<'_>, group: &Group) {
+        change.put(&self.seq, 0);
+        change.put(&self.creator, group.creator.word());
+        let owner = u64::from(group.uid) | u64::from(group.gid) << 32;
+        change.put(&self.owner, owner);
+        change.put(&self.quota, group.quota.unwrap_or(u64::MAX));
+        put_bytes(change, &self.name, name_of(group));
+        self.put_rule(change, group);
         for cell in self.known.iter().chain(&self.up) {
             change.put(cell, 0);
         }
@@ -295,6 +300,10 @@ fn put_bytes(change: &mut Change<'_>, cells: &[AtomicU64], bytes: &[u8]) {
         }
         change.put(cell, u64::from_le_bytes(word));
     }
+}
+
+fn name_of(group: &Group) -> &[u8] {
+    &group.name.as_bytes()[..group.name.len().min(MAX_GROUP_NAME)]
 }
 
 fn rules(numbers: &[u32]) -> &[u32] {

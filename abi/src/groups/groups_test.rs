@@ -132,7 +132,7 @@ fn a_change_that_stops_at_any_store_happens_whole_or_not_at_all() {
 }
 
 #[test]
-fn whoever_sees_that_something_was_told_sees_an_expulsion_done() {
+fn whoever_sees_an_expulsion_sees_it_told_and_who_hears_of_it_knows_when_it_is_done() {
     let section = section();
     let id = create(section, "g");
     let slot = &section.members()[5];
@@ -143,9 +143,14 @@ fn whoever_sees_that_something_was_told_sees_an_expulsion_done() {
     section.commit(&change, || {});
     let mut seen = Vec::new();
     let change = section.change().expel(slot, 17);
-    section.commit(&change, || seen.push((section.head(), slot.state())));
-    assert!(!seen.contains(&(2, MemberState::Alive)), "{seen:?}");
-    assert_eq!(seen.last(), Some(&(2, MemberState::Expelled)));
+    section.commit(&change, || {
+        seen.push((section.head(), section.is_changing(), slot.state()));
+    });
+    assert_eq!(seen.last(), Some(&(2, false, MemberState::Expelled)));
+    for (head, is_changing, state) in seen {
+        assert!(state == MemberState::Alive || head == 2);
+        assert!(state == MemberState::Expelled || head == 1 || is_changing);
+    }
     let what = What::Expelled { member, by: 17 };
     let notice = Notification { seq: 2, what };
     assert_eq!(section.read(2), NoticeRead::Notice(id, notice));

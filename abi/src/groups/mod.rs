@@ -167,6 +167,14 @@ impl GroupSection {
         self.tables.head.load(Ordering::Acquire)
     }
 
+    /// Whether a change is under way, by whoever holds the lock, or has died with it.
+    ///
+    /// Asked after [`head`](Self::head), and denied, it says that all is done that belongs to the
+    /// notifications up to there: `Acquire`, and the stores of a change come before its end.
+    pub fn is_changing(&self) -> bool {
+        self.intent.count().is_some()
+    }
+
     /// Begins a change. For the holder of the lock, who has called [`redo`](Self::redo).
     pub fn change(&self) -> Change<'_> {
         Change::new(self)

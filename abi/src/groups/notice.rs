@@ -270,6 +270,14 @@ pub enum GroupRequest {
         /// Bytes that its segments may have together; `None` for no limit but the pool.
         quota: Option<u64>,
     },
+    /// Change the rule for who may join. Who is a member stays one. For the group's creator's user,
+    /// and root.
+    SetAdmission {
+        /// Its name.
+        name: String,
+        /// Who may join from now on.
+        admission: Admission,
+    },
     /// Remove a group without living members. For its creator's user, and root.
     Remove {
         /// Its name.

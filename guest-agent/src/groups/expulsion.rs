@@ -95,11 +95,14 @@ impl Groups {
     /// Members of this node that were expelled since the last call. The caller takes the group's
     /// memory from their processes, and says so to [`settle`](Self::settle).
     pub fn take_expelled(&mut self) -> Vec<Expelled> {
-        // Before the look at the entries: what is told later is looked at later.
+        // Both before the look at the entries, in this order: what is told later is looked at later,
+        // and what is not yet done once more.
         let head = self.section().head();
-        if self.seen.replace(head) == Some(head) {
+        let seen = (!self.section().is_changing()).then_some(head);
+        if seen.is_some() && self.seen == seen {
             return Vec::new();
         }
+        self.seen = seen;
         let mut expelled = Vec::new();
         let section = self.memory.groups();
         self.own.retain(|thread, own| {

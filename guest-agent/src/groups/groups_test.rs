@@ -204,6 +204,68 @@ fn an_agent_that_dies_at_any_store_is_followed_by_one_that_knows_what_happened()
 }
 
 #[test]
+fn a_rule_changes_whole_or_not_at_all_and_by_its_owner_alone() {
+    let rule = |byte: u8, uid: u32| Admission {
+        secret: Some(Secret::new([byte; 16])),
+        uids: vec![uid, 9],
+        gids: Vec::new(),
+    };
+    let user = |uid| Peer { uid, ..peer(1) };
+    for at in 0.. {
+        let pod = TestPod::new();
+        let mut one = Agent::new(&pod, 1, 1);
+        one.groups
+            .create("g", &rule(1, 5), Some(7), &user(5))
+            .unwrap();
+        let first = one.register(1);
+        let join = |agent: &mut Agent, thread: Thread, byte, uid| {
+            let secret = Secret::new([byte; 16]);
+            let joined = agent.groups.join("g", Some(&secret), &[thread], &user(uid));
+            joined.map(|_| ()).map_err(|e| e.code())
+        };
+        let denied = Err(RefusalCode::Permission);
+        join(&mut one, first, 1, 5).unwrap();
+        for uid in [6, 9] {
+            let set = one.groups.set_admission("g", &rule(2, 6), &user(uid));
+            assert_eq!(set.map_err(|e| e.code()), denied, "not even as a member");
+        }
+        let bad = rule(2, 6).uids.repeat(5);
+        let bad = Admission {
+            uids: bad,
+            ..rule(2, 6)
+        };
+        let refused = one.groups.set_admission("g", &bad, &user(5)).unwrap_err();
+        assert_eq!(refused.code(), RefusalCode::Invalid);
+        let died = dies_at(at, || {
+            let mut agent = Agent::new(&pod, 1, 1);
+            agent
+                .groups
+                .set_admission("g", &rule(2, 6), &user(5))
+                .unwrap();
+        });
+        let mut next = Agent::new(&pod, 1, 1);
+        let thread = next.register(2);
+        let old = join(&mut next, thread, 1, 5);
+        let (byte, uid) = if old.is_ok() { (1, 5) } else { (2, 6) };
+        join(&mut next, thread, byte, uid).unwrap();
+        let third = next.register(3);
+        for (other, someone) in [(1, 5), (1, 6), (2, 5), (2, 6)] {
+            if (other, someone) != (byte, uid) {
+                assert_eq!(join(&mut next, third, other, someone), denied, "at {at}");
+            }
+        }
+        let group = next.groups.find("g").unwrap().2;
+        assert_eq!((group.uid, group.quota), (5, Some(7)), "the rest stays");
+        assert!(next.groups.living(next.groups.find("g").unwrap().0).count() == 2);
+        audit(&next.groups);
+        if !died {
+            assert!(at > 20 && old == denied, "{at}");
+            break;
+        }
+    }
+}
+
+#[test]
 fn survivors_that_die_over_the_telling_are_followed_by_others() {
     for at in 0.. {
         let pod = TestPod::new();

@@ -235,6 +235,37 @@ impl Groups {
         Ok(id)
     }
 
+    /// Changes who may join a group from now on; who is a member stays one.
+    ///
+    /// # Errors
+    /// [`GroupError`]: `NotFound`, `Denied`, `Rules`, and those of the lock.
+    pub fn set_admission(
+        &mut self,
+        name: &str,
+        admission: &Admission,
+        peer: &Peer,
+    ) -> Result<(), GroupError> {
+        let secret = admission::checked(admission)?;
+        let guard = self.lock(LOCK_TIMEOUT)?;
+        let (_, entry, group) = self.find(name).ok_or_else(|| not_found(name))?;
+        if peer.uid != 0 && peer.uid != group.uid {
+            return Err(GroupError::Denied {
+                name: name.into(),
+                why: "only its creator's user and root may change its rule",
+            });
+        }
+        let group = Group {
+            uids: admission.uids.clone(),
+            gids: admission.gids.clone(),
+            secret,
+            ..group
+        };
+        self.commit(&self.section().change().admit(entry, &group));
+        drop(guard);
+        info!("group {name:?}: another rule, by user {}", peer.uid);
+        Ok(())
+    }
+
     /// Removes a group without living members.
     ///
     /// # Errors

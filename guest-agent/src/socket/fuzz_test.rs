@@ -60,7 +60,7 @@ impl Numbers {
             true => Lifetime::Kept,
             false => Lifetime::Members,
         };
-        match self.below(16) {
+        match self.below(17) {
             0 => Request::RegisterThread {
                 id: yes.then(|| self.below(6) as u32),
                 tid: (self.below(3) == 0).then(|| self.number() as u32),
@@ -95,6 +95,11 @@ impl Numbers {
             10 => Request::Subscribe {
                 from: self.number(),
             },
+            11 => Request::ReopenSegment {
+                entry: if yes { self.below(4) } else { self.number() } as u32,
+                uses: self.below(4) as u32,
+                read_only: self.below(2) == 0,
+            },
             _ => Request::Group(self.about_groups()),
         }
     }
@@ -102,7 +107,7 @@ impl Numbers {
     fn about_groups(&mut self) -> GroupRequest {
         let (name, group) = (self.name(), self.group());
         let secret = (self.below(3) == 0).then(|| Secret::new(vec![7; self.below(40) as usize]));
-        match self.below(8) {
+        match self.below(10) {
             0 | 1 => GroupRequest::Create {
                 name,
                 admission: Admission {
@@ -129,6 +134,18 @@ impl Numbers {
             6 => GroupRequest::Watch {
                 group,
                 from: self.number(),
+            },
+            8 => GroupRequest::SetAdmission {
+                name,
+                admission: Admission {
+                    secret,
+                    ..Admission::default()
+                },
+            },
+            7 => GroupRequest::Expel {
+                name,
+                thread: (self.below(6) as u32, 1 + self.below(3) as u32),
+                process: self.below(2) == 0,
             },
             _ => GroupRequest::List,
         }

@@ -47,6 +47,14 @@ impl Server {
                 let group = self.groups.create(&name, &admission, quota, peer)?;
                 answer(GroupReply::Created { group })
             }
+            GroupRequest::SetAdmission { name, admission } => {
+                let set = self.groups.set_admission(&name, &admission, peer);
+                if let Err(GroupError::Denied { .. }) = &set {
+                    self.count_denied(&name, peer, "change the rule of");
+                }
+                set?;
+                Ok(Some((Reply::Done, Vec::new())))
+            }
             GroupRequest::Remove { name } => {
                 self.groups.remove(&name, peer)?;
                 Ok(Some((Reply::Done, Vec::new())))
@@ -262,16 +270,12 @@ impl Server {
             };
             let group = watch.group;
             let look = looks.min(NOTICES_PER_PACKET * 4);
+            // Before the reading: whoever was expelled by now hears of that first.
+            let process = self.processes.get(&client.peer.pid);
+            let is_member = process.is_some_and(|p| self.groups.is_member(group, &p.threads));
             let reply = match self.groups.read(watch, look, NOTICES_PER_PACKET) {
-                Watched::Nothing => {
-                    let process = self.processes.get(&client.peer.pid);
-                    if process.is_some_and(|p| self.groups.is_member(group, &p.threads)) {
-                        return;
-                    }
-                    client.watch = None;
-                    GroupReply::Ended
-                }
-                Watched::Ended => {
+                Watched::Nothing if is_member => return,
+                Watched::Nothing | Watched::Ended => {
                     client.watch = None;
                     GroupReply::Ended
                 }
@@ -294,7 +298,7 @@ impl Server {
     pub(super) fn tick_groups(&mut self) {
         if self.denied > LOGGED_PER_TICK {
             let more = self.denied - LOGGED_PER_TICK;
-            warn!("{more} more requests to join groups or to expel members were refused");
+            warn!("{more} more requests about groups were refused");
         }
         self.denied = 0;
     }

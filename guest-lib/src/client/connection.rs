@@ -168,6 +168,7 @@ pub(crate) fn name_of(request: &Request) -> &'static str {
         Request::Subscribe { .. } => "the subscription to events",
         Request::Group(request) => match request {
             GroupRequest::Create { .. } => "the creation of a group",
+            GroupRequest::SetAdmission { .. } => "the change of a group's rule",
             GroupRequest::Remove { .. } => "the removal of a group",
             GroupRequest::List => "the list of groups",
             GroupRequest::Join { .. } => "the joining of a group",

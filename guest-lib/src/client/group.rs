@@ -48,6 +48,16 @@ impl Pod {
         }
     }
 
+    /// Changes who may join a group from now on, the secret included. Who is a member stays one.
+    /// Its creator's user and root may: before they expel somebody who is not to come again.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with `NotFound`, `Permission` or `Invalid`; connection errors.
+    pub fn set_admission(&self, group: &str, admission: Admission) -> Result<(), ClientError> {
+        let name = group.into();
+        self.tell_group(GroupRequest::SetAdmission { name, admission })
+    }
+
     /// Removes a group without living members. Its creator's user and root may.
     ///
     /// # Errors
