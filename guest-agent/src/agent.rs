@@ -406,8 +406,7 @@ impl Agent {
         false
     }
 
-    /// Wake-ups, and news of deaths and groups, between the processes and the manager. At once,
-    /// for somebody sleeps.
+    /// What other nodes told, and wake-ups for them. At once, for somebody sleeps.
     fn relay(&mut self) {
         let Some(pod) = &mut self.pod else {
             return;
@@ -419,7 +418,15 @@ impl Agent {
                 Hint::Groups => pod.server.on_group_news(&self.poller),
             }
         }
-        self.link.send_hints(pod.server.take_outgoing(&self.poller));
+        self.link.send_hints(pod.server.take_wakes());
+    }
+
+    /// News of deaths and groups: to the processes of this node, and then to the others. Once for
+    /// all that happened together.
+    fn tell(&mut self) {
+        if let Some(pod) = &mut self.pod {
+            self.link.send_hints(pod.server.take_news(&self.poller));
+        }
     }
 
     fn on_signals(&mut self) -> bool {
@@ -503,6 +510,7 @@ impl Agent {
 
     /// Long work in small steps, and what is due by time.
     fn work(&mut self) {
+        self.tell();
         let poller = &self.poller;
         self.link.work(poller);
         let now = Instant::now();
@@ -522,6 +530,7 @@ impl Agent {
         pod.server.work(poller);
         // What the work or the tick before brought.
         self.relay();
+        self.tell();
         let (Some(pod), poller) = (&mut self.pod, &self.poller) else {
             return;
         };

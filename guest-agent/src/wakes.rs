@@ -86,7 +86,7 @@ impl Wakes {
     }
 
     /// Whether there are deaths to be told of.
-    pub fn has_news(&self) -> bool {
+    pub fn has_deaths(&self) -> bool {
         self.deaths
     }
 
@@ -95,13 +95,17 @@ impl Wakes {
         self.groups = true;
     }
 
-    /// What the manager is to be told now.
-    pub fn take(&mut self) -> impl Iterator<Item = ToManager> + use<> {
-        let deaths = std::mem::take(&mut self.deaths).then_some(ToManager::Deaths);
+    /// Wake-ups for the manager to pass on.
+    pub fn take_wakes(&mut self) -> impl Iterator<Item = ToManager> + use<> {
+        let wakes = std::mem::take(&mut self.waiting);
+        wakes.into_iter().map(ToManager::Wake)
+    }
+
+    /// News for the manager to pass on.
+    pub fn take_news(&mut self) -> impl Iterator<Item = ToManager> + use<> {
         let groups = std::mem::take(&mut self.groups).then_some(ToManager::Groups);
-        let wakes = std::mem::take(&mut self.waiting).into_iter();
-        let news = deaths.into_iter().chain(groups);
-        news.chain(wakes.map(ToManager::Wake))
+        let deaths = std::mem::take(&mut self.deaths).then_some(ToManager::Deaths);
+        groups.into_iter().chain(deaths)
     }
 }
 

@@ -18,12 +18,13 @@ fn what_waits_for_the_manager_is_bounded_and_told_once() {
     wakes.groups_changed();
     wakes.threads_died();
     wakes.groups_changed();
-    let told: Vec<ToManager> = wakes.take().collect();
-    assert_eq!(told.len(), WAITING + 2);
-    assert_eq!(told[0], ToManager::Deaths);
-    assert_eq!(told[1], ToManager::Groups);
-    assert_eq!(told[2], ToManager::Wake(wake(0)));
-    assert_eq!(wakes.take().count(), 0);
+    let told: Vec<ToManager> = wakes.take_wakes().collect();
+    assert_eq!(told.len(), WAITING);
+    assert_eq!(told[0], ToManager::Wake(wake(0)));
+    assert_eq!(wakes.take_wakes().count(), 0);
+    let told: Vec<ToManager> = wakes.take_news().collect();
+    assert_eq!(told, [ToManager::Groups, ToManager::Deaths]);
+    assert_eq!(wakes.take_news().count(), 0);
 }
 
 #[test]

@@ -17,7 +17,8 @@ use crate::watcher::now_ns;
 pub const READY: &str = "ready";
 /// The group of all of them.
 const GROUP: &str = "measured";
-/// A victim is killed so long after it has joined, so that the news of that is over.
+/// So long after it has joined a victim is killed, and so long after that the next is started:
+/// what is measured has the machine to itself.
 const SETTLE: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Args)]
@@ -75,7 +76,8 @@ impl Member {
 
 #[derive(Debug, Args)]
 pub struct Killer {
-    /// Where it writes: for each victim the nanoseconds of the clock at which it was killed
+    /// Where it writes: for each victim the nanoseconds of the clock at which it was killed, and
+    /// after how many it was reaped
     file: PathBuf,
     /// How many victims
     #[arg(long, default_value_t = 1)]
@@ -104,7 +106,10 @@ impl Killer {
             let at_ns = now_ns();
             victim.kill()?;
             victim.wait()?;
-            out.write_all(format!("{at_ns}\n").as_bytes())?;
+            let reaped_ns = now_ns() - at_ns;
+            out.write_all(format!("{at_ns} {reaped_ns}\n").as_bytes())?;
+            // Else the start of the next one is what the agent waits for.
+            std::thread::sleep(SETTLE);
         }
         Ok(())
     }

@@ -114,7 +114,8 @@ impl Served {
                 }
                 server.work(&poller);
                 server.tick(&poller);
-                told.lock().unwrap().extend(server.take_outgoing(&poller));
+                let news = server.take_news(&poller);
+                told.lock().unwrap().extend(server.take_wakes().chain(news));
             }
         });
         Self {

@@ -490,7 +490,7 @@ impl Server {
         self.segments.has_work()
             || self.unsent
             || self.groups.has_changed()
-            || self.wakes.has_news()
+            || self.wakes.has_deaths()
     }
 
     /// When [`work`](Self::work) has something to do that is not due yet.

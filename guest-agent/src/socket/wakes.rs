@@ -66,13 +66,21 @@ impl Server {
         left as u16
     }
 
-    /// What the manager is to be told now; tells the processes of this node as well.
-    pub fn take_outgoing(&mut self, poller: &Poller) -> impl Iterator<Item = ToManager> + use<> {
+    /// Wake-ups for other nodes.
+    pub fn take_wakes(&mut self) -> impl Iterator<Item = ToManager> + use<> {
+        self.wakes.take_wakes()
+    }
+
+    /// News for other nodes; tells the processes of this one first, who are reached sooner.
+    pub fn take_news(&mut self, poller: &Poller) -> impl Iterator<Item = ToManager> + use<> {
         self.note_changes();
-        if self.wakes.has_news() {
+        if self.unsent {
+            self.pump_groups(poller);
+        }
+        if self.wakes.has_deaths() {
             self.tell_deaths(poller);
         }
-        self.wakes.take()
+        self.wakes.take_news()
     }
 
     /// A wake-up from another node, that came through the manager.

@@ -35,7 +35,7 @@ impl Notify {
         let binaries = self.common.binaries();
         let mut report = Report::new("notify");
         let mut rig = Rig::start(&binaries, 2, "")?;
-        let (same, across) = deaths_of_processes(&mut rig, self.rounds)?;
+        let [same, across, reaped] = deaths_of_processes(&mut rig, self.rounds)?;
         let names = ["another process of the node", "a process of another node"];
         for (name, times, bars) in [
             (names[0], &same, [150.0, 1000.0]),
@@ -46,6 +46,8 @@ impl Notify {
                 report.push(row.bar(Bar::AtMost(bar)));
             }
         }
+        let part = "part of the kernel: SIGKILL to its parent, p50";
+        report.push(reaped.row(part, 0.5));
         let told = (same.0.len() + across.0.len()) as f64;
         let missed = 2.0 * self.rounds as f64 - told;
         let missed = Row::new("deaths not told, or told twice", missed, "deaths");
@@ -114,8 +116,9 @@ fn told(file: &Path) -> Vec<u64> {
     of_deaths.collect()
 }
 
-/// Kills members in node 2 one by one: until another member there knows, and one in node 1.
-fn deaths_of_processes(rig: &mut Rig, rounds: u64) -> Result<(Times, Times), RigError> {
+/// Kills members in node 2 one by one: until another member there knows, one in node 1, and the
+/// parent.
+fn deaths_of_processes(rig: &mut Rig, rounds: u64) -> Result<[Times; 3], RigError> {
     let across = listen(rig, 1, "across-members", 1)?;
     let same = listen(rig, 2, "same-members", 1)?;
     let killed = start(
@@ -125,9 +128,14 @@ fn deaths_of_processes(rig: &mut Rig, rounds: u64) -> Result<(Times, Times), Rig
         "killed",
         &["--rounds", &rounds.to_string()],
     )?;
-    let read_killed = || -> Vec<u64> {
+    let read_killed = || -> Vec<[u64; 2]> {
         let text = std::fs::read_to_string(&killed).unwrap_or_default();
-        text.lines().filter_map(|line| line.parse().ok()).collect()
+        let whole = text.split_inclusive('\n').filter(|l| l.ends_with('\n'));
+        let numbers = whole.filter_map(|line| {
+            let mut words = line.split_whitespace().map(str::parse);
+            Some([words.next()?.ok()?, words.next()?.ok()?])
+        });
+        numbers.collect()
     };
     let mut seen = 0;
     while seen < rounds as usize {
@@ -142,12 +150,13 @@ fn deaths_of_processes(rig: &mut Rig, rounds: u64) -> Result<(Times, Times), Rig
     let killed = read_killed();
     let times = |file: &Path| {
         let mut times = Times::default();
-        for (begin, end) in killed.iter().zip(told(file)) {
+        for ([begin, _], end) in killed.iter().zip(told(file)) {
             times.push(*begin, end);
         }
         times
     };
-    Ok((times(&same), times(&across)))
+    let reaped = killed.iter().map(|[_, after]| *after as f64 / 1e3);
+    Ok([times(&same), times(&across), Times(reaped.collect())])
 }
 
 /// Kills a node with half of so many members: until the last of the other half knows of all.
