@@ -60,7 +60,7 @@ enum Command {
     Models(ProverArgs),
     /// Measure the library against its peers (locks, alloc, structures), or how fast a pod
     /// notices failures, wakes sleepers and tells groups (detect, hang, failover, false-kills,
-    /// scale, wakeup, notify)
+    /// scale, wakeup, notify), and what its segments cost (segments)
     Bench(ProverArgs),
     /// Fence nodes that store as fast as they can, and look for stores that come later
     Fence(ProverArgs),

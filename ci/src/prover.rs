@@ -44,7 +44,7 @@ impl Prover {
 }
 
 /// Suites of `bench` that measure the pod and not the library.
-const POD_SUITES: [&str; 7] = [
+const POD_SUITES: [&str; 8] = [
     "detect",
     "hang",
     "failover",
@@ -52,6 +52,7 @@ const POD_SUITES: [&str; 7] = [
     "scale",
     "wakeup",
     "notify",
+    "segments",
 ];
 
 /// Arguments for the program; `--help` among them is answered by it.

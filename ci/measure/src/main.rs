@@ -1,11 +1,13 @@
 //! Measures how fast a pod of namespace nodes notices failures: `cargo xtask bench detect`,
-//! `hang`, `failover`, `false-kills`, `scale`, `wakeup` and `notify`.
+//! `hang`, `failover`, `false-kills`, `scale`, `wakeup` and `notify`; and what its segments cost:
+//! `segments`.
 //!
 //! Everything is the product: the manager, the agents, and an application in one node that is
 //! told by the library. Times are of one clock, which all namespaces of a host share. What is
 //! measured is what an application sees, from the signal that ends a node to the line that the
 //! application writes.
 
+mod maker;
 mod member;
 mod rig;
 mod simulated;
@@ -55,6 +57,8 @@ enum Suite {
     Wakeup(suites::Wakeup),
     /// From the death of a process or of a node to the members of its group
     Notify(suites::Notify),
+    /// A segment of 64 MiB created, opened and mapped, against plain mmap
+    Segments(Rounds),
 }
 
 /// What the suites and tests start inside nodes, and what ends with its node.
@@ -69,6 +73,9 @@ enum Application {
     /// Starts members and kills them
     #[command(hide = true)]
     Killer(member::Killer),
+    /// Makes segments
+    #[command(hide = true)]
+    Maker(maker::Maker),
     /// Learns of failures
     #[command(hide = true)]
     Watch {
@@ -83,6 +90,7 @@ impl Application {
             Self::Sleeper(sleeper) => sleeper.run(),
             Self::Member(member) => member.run(),
             Self::Killer(killer) => killer.run(),
+            Self::Maker(maker) => maker.run(),
             Self::Watch { file } => watcher::watch(file),
         }
     }
@@ -90,7 +98,7 @@ impl Application {
 
 #[derive(Debug, Args)]
 struct Rounds {
-    /// How many failures
+    /// How many failures, or segments
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     #[command(flatten)]
@@ -137,6 +145,10 @@ fn main() -> ExitCode {
     let (report, json) = match suite {
         Suite::Notify(args) => (args.run(), args.common.json.clone()),
         Suite::Wakeup(args) => (args.run(), args.common.json.clone()),
+        Suite::Segments(args) => (
+            suites::segments(&args.common.binaries(), args.rounds),
+            args.common.json,
+        ),
         Suite::Detect(args) => (
             suites::detect(&args.common.binaries(), args.rounds),
             args.common.json,

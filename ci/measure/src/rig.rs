@@ -71,9 +71,19 @@ pub struct Rig {
 impl Rig {
     /// Starts a pod of so many nodes; `more` is added to the pod file.
     pub fn start(binaries: &Path, nodes: u32, more: &str) -> Result<Self, RigError> {
+        Self::start_with_pool(binaries, nodes, "2M", more)
+    }
+
+    /// The same, with a pool of so many bytes, as a pod file says it.
+    pub fn start_with_pool(
+        binaries: &Path,
+        nodes: u32,
+        pool: &str,
+        more: &str,
+    ) -> Result<Self, RigError> {
         let folder = tempfile::tempdir().map_err(system("make a folder"))?;
         let mut text = format!(
-            "name = \"{NAME}\"\n[memory]\npath = \"pod\"\npool = \"2M\"\nnode_capacity = {}\n\
+            "name = \"{NAME}\"\n[memory]\npath = \"pod\"\npool = \"{pool}\"\nnode_capacity = {}\n\
              {more}\n[defaults]\nbackend = \"namespace\"\nmax_restarts_per_minute = 600\n",
             nodes.max(4)
         );

@@ -6,6 +6,7 @@ mod false_kills;
 mod hang;
 mod notify;
 mod scale;
+mod segments;
 mod wakeup;
 
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ pub use hang::hang;
 use lupin_report::{Bar, Row};
 pub use notify::Notify;
 pub use scale::Scale;
+pub use segments::segments;
 pub use wakeup::Wakeup;
 
 /// Nodes that fail in turn: one that fails often is restarted ever later. Node 1 watches.
