@@ -4,8 +4,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::change::Change;
 use super::notice::{End, GroupId, Member};
+use super::stores::Stores;
 use crate::event::wire_enum;
 use crate::id::{InstanceId, MAX_NODES, NodeId};
 use crate::words::load_bytes;
@@ -134,20 +134,20 @@ impl GroupEntry {
         bit(&self.up, node)
     }
 
-    pub(super) fn put_seq(&self, change: &mut Change<'_>, seq: u64) {
-        change.put(&self.seq, seq);
+    pub(super) fn put_seq(&self, stores: &mut Stores<'_>, seq: u64) {
+        stores.put(&self.seq, seq);
     }
 
-    pub(super) fn put_known(&self, change: &mut Change<'_>, node: NodeId) {
-        put_bit(change, &self.known, node, true);
+    pub(super) fn put_known(&self, stores: &mut Stores<'_>, node: NodeId) {
+        put_bit(stores, &self.known, node, true);
     }
 
-    pub(super) fn put_up(&self, change: &mut Change<'_>, node: NodeId, up: bool) {
-        put_bit(change, &self.up, node, up);
+    pub(super) fn put_up(&self, stores: &mut Stores<'_>, node: NodeId, up: bool) {
+        put_bit(stores, &self.up, node, up);
     }
 
     /// Puts the rule for who may join.
-    pub(super) fn put_rule(&self, change: &mut Change<'_>, group: &Group) {
+    pub(super) fn put_rule(&self, stores: &mut Stores<'_>, group: &Group) {
         let name = name_of(group);
         let (uids, gids) = (rules(&group.uids), rules(&group.gids));
         let shape = [
@@ -160,33 +160,33 @@ impl GroupEntry {
             0,
             0,
         ];
-        change.put(&self.shape, u64::from_le_bytes(shape));
+        stores.put(&self.shape, u64::from_le_bytes(shape));
         let (salt, hash) = group.secret.unwrap_or_default();
-        put_bytes(change, &self.salt, &salt);
-        put_bytes(change, &self.hash, &hash);
-        put_numbers(change, &self.uids, uids);
-        put_numbers(change, &self.gids, gids);
+        put_bytes(stores, &self.salt, &salt);
+        put_bytes(stores, &self.hash, &hash);
+        put_numbers(stores, &self.uids, uids);
+        put_numbers(stores, &self.gids, gids);
     }
 
-    pub(super) fn put_all(&self, change: &mut Change<'_>, group: &Group) {
-        change.put(&self.seq, 0);
-        change.put(&self.creator, group.creator.word());
+    pub(super) fn put_all(&self, stores: &mut Stores<'_>, group: &Group) {
+        stores.put(&self.seq, 0);
+        stores.put(&self.creator, group.creator.word());
         let owner = u64::from(group.uid) | u64::from(group.gid) << 32;
-        change.put(&self.owner, owner);
-        change.put(&self.quota, group.quota.unwrap_or(u64::MAX));
-        put_bytes(change, &self.name, name_of(group));
-        self.put_rule(change, group);
+        stores.put(&self.owner, owner);
+        stores.put(&self.quota, group.quota.unwrap_or(u64::MAX));
+        put_bytes(stores, &self.name, name_of(group));
+        self.put_rule(stores, group);
         for cell in self.known.iter().chain(&self.up) {
-            change.put(cell, 0);
+            stores.put(cell, 0);
         }
         // Last, for readers without the lock: with it the entry is the new group's.
         let uses = (self.state.load(Ordering::Relaxed) >> 32) + 1;
-        change.put(&self.state, uses << 32 | u64::from(LIVE));
+        stores.put(&self.state, uses << 32 | u64::from(LIVE));
     }
 
-    pub(super) fn put_freed(&self, change: &mut Change<'_>) {
+    pub(super) fn put_freed(&self, stores: &mut Stores<'_>) {
         let uses = self.state.load(Ordering::Relaxed) >> 32;
-        change.put(&self.state, uses << 32);
+        stores.put(&self.state, uses << 32);
     }
 }
 
@@ -264,20 +264,20 @@ impl MemberEntry {
         }
     }
 
-    pub(super) fn put_state(&self, change: &mut Change<'_>, state: MemberState, end: End) {
-        change.put(&self.end, end.word());
-        change.put(&self.state, state as u64);
+    pub(super) fn put_state(&self, stores: &mut Stores<'_>, state: MemberState, end: End) {
+        stores.put(&self.end, end.word());
+        stores.put(&self.state, state as u64);
     }
 
-    pub(super) fn put_all(&self, change: &mut Change<'_>, row: &Row) {
-        change.put(&self.group, row.group.word());
-        change.put(&self.thread, row.member.thread.word());
-        change.put(&self.node, row.member.node.word());
+    pub(super) fn put_all(&self, stores: &mut Stores<'_>, row: &Row) {
+        stores.put(&self.group, row.group.word());
+        stores.put(&self.thread, row.member.thread.word());
+        stores.put(&self.node, row.member.node.word());
         let process = u64::from(row.member.pid) | u64::from(row.uid) << 32;
-        change.put(&self.process, process);
-        change.put(&self.joined, row.joined);
-        change.put(&self.traits, row.revocable.into());
-        self.put_state(change, row.state, row.end);
+        stores.put(&self.process, process);
+        stores.put(&self.joined, row.joined);
+        stores.put(&self.traits, row.revocable.into());
+        self.put_state(stores, row.state, row.end);
     }
 }
 
@@ -285,20 +285,20 @@ fn bit(words: &[AtomicU64; NODE_WORDS], node: NodeId) -> bool {
     words[node.index() / 64].load(Ordering::Acquire) & (1 << (node.index() % 64)) != 0
 }
 
-fn put_bit(change: &mut Change<'_>, words: &[AtomicU64; NODE_WORDS], node: NodeId, on: bool) {
+fn put_bit(stores: &mut Stores<'_>, words: &[AtomicU64; NODE_WORDS], node: NodeId, on: bool) {
     let cell = &words[node.index() / 64];
     let (old, mask) = (cell.load(Ordering::Relaxed), 1 << (node.index() % 64));
-    change.put(cell, if on { old | mask } else { old & !mask });
+    stores.put(cell, if on { old | mask } else { old & !mask });
 }
 
-fn put_bytes(change: &mut Change<'_>, cells: &[AtomicU64], bytes: &[u8]) {
+fn put_bytes(stores: &mut Stores<'_>, cells: &[AtomicU64], bytes: &[u8]) {
     let mut chunks = bytes.chunks(8);
     for cell in cells {
         let mut word = [0; 8];
         if let Some(chunk) = chunks.next() {
             word[..chunk.len()].copy_from_slice(chunk);
         }
-        change.put(cell, u64::from_le_bytes(word));
+        stores.put(cell, u64::from_le_bytes(word));
     }
 }
 
@@ -310,10 +310,10 @@ fn rules(numbers: &[u32]) -> &[u32] {
     &numbers[..numbers.len().min(MAX_RULES)]
 }
 
-fn put_numbers(change: &mut Change<'_>, cells: &[AtomicU64], numbers: &[u32]) {
+fn put_numbers(stores: &mut Stores<'_>, cells: &[AtomicU64], numbers: &[u32]) {
     for (cell, pair) in cells.iter().zip(numbers.chunks(2)) {
         let high = pair.get(1).copied().unwrap_or(0);
-        change.put(cell, u64::from(pair[0]) | u64::from(high) << 32);
+        stores.put(cell, u64::from(pair[0]) | u64::from(high) << 32);
     }
 }
 

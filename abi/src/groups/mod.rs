@@ -28,10 +28,11 @@
 mod change;
 mod entry;
 mod notice;
+mod stores;
 
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
-pub use change::{Change, Intent, MAX_STORES};
+pub use change::Change;
 pub use entry::{
     Group, GroupEntry, HASH_SIZE, MAX_GROUP_NAME, MAX_RULES, MemberEntry, MemberState, Row,
     SALT_SIZE,
@@ -40,6 +41,7 @@ pub use notice::{
     Admission, End, GroupId, GroupInfo, GroupReply, GroupRequest, Leftover, Member, MemberInfo,
     Notification, Secret, What,
 };
+pub use stores::{Intent, MAX_STORES};
 
 use crate::id::{InstanceId, MAX_NODES, NodeId};
 use crate::layout::GRANULE;
@@ -183,7 +185,7 @@ impl GroupSection {
     /// Carries out a change, whole or not at all. For the holder of the lock. `step` is called
     /// between any two stores, for tests.
     pub fn commit(&self, change: &Change<'_>, mut step: impl FnMut()) {
-        self.intent.write(change.stores(), &mut step);
+        self.intent.write(change.stores.list(), &mut step);
         self.redo(step);
     }
 
