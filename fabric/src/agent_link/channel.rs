@@ -5,7 +5,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use lupin_abi::port::{ExecStatus, INITIAL_CREDIT, MAX_CHUNK};
 
-use super::exec::ExecMessage;
+use super::message::ExecMessage;
 
 /// Consumed bytes after which credit is renewed: few enough that the sender never runs dry
 /// while the consumer keeps up, many enough that credit frames stay rare.

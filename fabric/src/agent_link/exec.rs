@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use lupin_abi::port::{ExecStatus, MAX_CHUNK, ToAgent};
+use lupin_abi::port::{MAX_CHUNK, ToAgent};
 
 use super::channel::Channel;
+use super::message::ExecMessage;
 use super::{LinkError, Shared};
 
 /// What to run.
@@ -16,30 +17,6 @@ pub struct ExecSpec {
     pub env: Vec<(String, String)>,
     /// Working directory; `/` if absent.
     pub cwd: Option<String>,
-}
-
-/// What a command tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ExecMessage {
-    /// It runs.
-    Started {
-        /// Its pid inside the node.
-        pid: u32,
-    },
-    /// It wrote something. Larger than a frame's chunk if the consumer was slow.
-    Output {
-        /// Whether to standard error.
-        stderr: bool,
-        /// What.
-        data: Vec<u8>,
-    },
-    /// It took this many bytes of its standard input.
-    Credit {
-        /// Bytes.
-        bytes: u32,
-    },
-    /// It is over, and all its output was delivered before.
-    Exited(ExecStatus),
 }
 
 /// A command that runs inside a node. Dropping it before the end ends the command: SIGTERM to

@@ -29,6 +29,7 @@ mod doorbell;
 mod exec;
 mod greeting;
 mod hint;
+mod message;
 mod receive;
 mod worker;
 
@@ -48,8 +49,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use channel::Channel;
 pub use doorbell::ring;
-pub use exec::{Exec, ExecMessage, ExecSpec};
+pub use exec::{Exec, ExecSpec};
 pub use hint::Hint;
+pub use message::ExecMessage;
 
 /// Most commands that may run over one link at once.
 pub const MAX_EXECS: usize = 64;

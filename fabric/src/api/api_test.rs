@@ -12,7 +12,8 @@ use lupin_abi::port::{ExecStatus, INITIAL_CREDIT};
 use lupin_abi::{Event, NodeId};
 
 use super::client::StreamItem;
-use super::server::{MAX_CLIENTS, MAX_STREAMS};
+use super::clients::MAX_STREAMS;
+use super::server::MAX_CLIENTS;
 use super::*;
 use crate::agent_link::fake::FakeAgent;
 use crate::agent_link::{AgentLink, ExecMessage, ExecSpec, LinkTarget};

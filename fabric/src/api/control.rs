@@ -13,8 +13,8 @@ use lupin_abi::{Generation, NodeId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::schema;
 use crate::agent_link::AgentLink;
-use crate::http::openapi;
 pub use crate::podfile::{Difference, Effect};
 use crate::sys::usage::Usage;
 
@@ -197,7 +197,7 @@ pub struct PodStatus {
     /// The pod's random id, in hexadecimal: new at every format.
     pub pod_id: String,
     /// Where it stands.
-    #[schema(value_type = openapi::PodPhase)]
+    #[schema(value_type = schema::PodPhase)]
     pub phase: PodPhase,
     /// Process id of the manager.
     pub manager_pid: u32,
@@ -252,12 +252,12 @@ pub struct NodeStatus {
     /// Which backend runs it: `kvm` or `namespace`.
     pub backend: String,
     /// Where it stands in its life.
-    #[schema(value_type = openapi::State)]
+    #[schema(value_type = schema::State)]
     pub state: NodeState,
     /// Its current generation; 0 if it never lived.
     pub generation: Generation,
     /// Why it last failed.
-    #[schema(value_type = openapi::FailureCause)]
+    #[schema(value_type = schema::FailureCause)]
     pub cause: Cause,
     /// How often it was started again.
     pub restarts: u32,

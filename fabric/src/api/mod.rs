@@ -3,6 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`control`] | the seam: what a manager must be able to do ([`PodControl`]), and what it tells |
+//! | `schema` | the schemas of what it tells, for descriptions |
 //! | [`wire`] | requests and replies: one JSON object a line |
 //! | [`server`] | the manager's side: threads that serve clients on a UNIX socket |
 //! | [`client`] | the other side, for the command line and for programs |
@@ -17,9 +18,11 @@
 //! ```
 
 pub mod client;
+mod clients;
 pub mod control;
 #[cfg(test)]
 pub(crate) mod sample;
+pub(crate) mod schema;
 mod serve;
 pub mod server;
 pub mod wire;

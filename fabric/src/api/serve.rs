@@ -15,8 +15,8 @@ use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::unistd::geteuid;
 
+use super::clients::{Clients, REPLY_PATIENCE};
 use super::control::{ControlError, PodControl};
-use super::server::{Clients, REPLY_PATIENCE};
 use super::wire::{MAX_LINE, Reply, Request};
 use crate::agent_link::{Exec, ExecMessage, ExecSpec, LinkError};
 

@@ -4,20 +4,19 @@
 //! stopped or dead holds up nobody but itself. Their number is bounded, and streams may not use
 //! up all of it: while followers and commands fill their share, `status` and `kill` still work.
 
-use std::collections::HashMap;
 use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::clients::{Clients, REPLY_PATIENCE};
 use super::control::{ControlError, PodControl};
 use super::serve::serve;
 use super::wire::Reply;
@@ -25,10 +24,6 @@ use crate::sys::socket::listen;
 
 /// Most connections at once.
 pub const MAX_CLIENTS: usize = 64;
-/// Most connections at once that stream events or run commands.
-pub const MAX_STREAMS: usize = 48;
-/// How long a client may take to read a reply that is not a stream.
-pub(super) const REPLY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running control server; dropping it closes every client and removes the socket.
 #[derive(Debug)]
@@ -38,17 +33,6 @@ pub struct Server {
     socket: PathBuf,
     thread: Option<JoinHandle<()>>,
 }
-
-/// The connections of a server.
-#[derive(Debug, Default)]
-pub(super) struct Clients {
-    open: Mutex<HashMap<u64, UnixStream>>,
-    streams: AtomicUsize,
-}
-
-/// The right to stream; given back when dropped.
-#[derive(Debug)]
-pub(super) struct StreamPermit<'a>(&'a AtomicUsize);
 
 impl Server {
     /// Listens on `socket` (for its owner and the group of its folder; a stale one is replaced, so
@@ -85,35 +69,6 @@ impl Drop for Server {
         for stream in self.clients.lock().values() {
             let _ = stream.shutdown(Shutdown::Both);
         }
-    }
-}
-
-impl Clients {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, UnixStream>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Asks for the right to stream.
-    pub(super) fn stream_permit(&self) -> Result<StreamPermit<'_>, ControlError> {
-        // Relaxed: a counter that guards nothing but itself.
-        let taken = self
-            .streams
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-                (n < MAX_STREAMS).then_some(n + 1)
-            });
-        match taken {
-            Ok(_) => Ok(StreamPermit(&self.streams)),
-            Err(_) => Err(ControlError::TooMany {
-                what: "event streams and commands".into(),
-                limit: MAX_STREAMS,
-            }),
-        }
-    }
-}
-
-impl Drop for StreamPermit<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

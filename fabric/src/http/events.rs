@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use utoipa::{IntoParams, ToSchema};
 
-use super::routes::{App, StreamPermit};
+use super::app::{App, StreamPermit};
 
 /// Media type of JSON, one object a line.
 pub const NDJSON: &str = "application/x-ndjson";

@@ -304,7 +304,7 @@ fn every_route_is_described_and_answers_as_it_is_described() {
 #[test]
 fn what_is_refused_says_why_and_what_to_do() {
     let bench = bench();
-    let large = "x".repeat(routes::MAX_BODY + 1);
+    let large = "x".repeat(app::MAX_BODY + 1);
     for (request, status, code, word) in [
         (get("/v2/pod"), 404, "no-such-route", "/v2/pod"),
         (get("/v1/nodes/n9"), 404, "no-such-node", "n9"),
@@ -446,7 +446,7 @@ fn streams_and_connections_are_bounded_and_given_back() {
     let bench = bench();
     bench.append(EventKind::NodeStarted, Cause::None);
     let follow = get("/v1/events?follow=true");
-    let streams: Vec<_> = (0..routes::MAX_STREAMS)
+    let streams: Vec<_> = (0..app::MAX_STREAMS)
         .map(|_| {
             let mut stream = Stream::open(bench.raw(), &follow);
             stream.line().unwrap();
@@ -456,7 +456,7 @@ fn streams_and_connections_are_bounded_and_given_back() {
     let answer = bench.ask(&follow);
     assert_eq!((answer.status, &*problem(&answer).code), (429, "too-many"));
     assert_eq!(bench.ask(&get("/v1/pod")).status, 200);
-    let idle: Vec<_> = (routes::MAX_STREAMS..MAX_CONNECTIONS)
+    let idle: Vec<_> = (app::MAX_STREAMS..MAX_CONNECTIONS)
         .map(|_| bench.raw())
         .collect();
     let refused = |expected: bool| {

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`server`] | sockets, connections and their bounds; one thread, apart from the manager's loop |
 //! | [`routes`] | what can be asked, as an `axum` router |
+//! | `queries`, `orders` | the answers |
+//! | `app` | what they share |
 //! | [`problem`] | refusals, as `application/problem+json` (RFC 9457) |
 //! | [`events`] | the stream of events, as lines of JSON or as server-sent events |
 //! | [`token`] | who may ask over TCP |
@@ -13,10 +15,12 @@
 //! inside nodes. This one is for everybody else. Both call the same
 //! [`PodControl`](crate::api::PodControl).
 
+mod app;
 pub mod events;
 pub mod openapi;
 mod orders;
 pub mod problem;
+mod queries;
 pub mod routes;
 pub mod server;
 mod slow;

@@ -3,19 +3,17 @@
 //! `lupin-fabricd openapi` prints it; `docs/openapi.json` is its copy in the repository, and a
 //! test fails when that is stale.
 
-use std::borrow::Cow;
-
-use lupin_abi::event::{Cause, EVIDENCE_WORDS, EventKind};
-use lupin_abi::fabric::NodeState;
-use utoipa::openapi::schema::{ArrayBuilder, KnownFormat, ObjectBuilder, OneOfBuilder, Type};
+use axum::body::Body;
+use axum::http::{HeaderValue, Response, header};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{Ref, RefOr, Schema, SchemaFormat};
-use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
+use utoipa::{Modify, OpenApi};
 
+use super::app::{Accepted, DownRequest};
 use super::events::{LostEvents, LostRange};
 use super::orders::{self, DrainRequest, ReloadRequest};
 use super::problem::Problem;
-use super::routes::{self, Accepted, DownRequest, Health};
+use super::queries::{self, Health};
+use crate::api::schema::{EventLine, FailureCause, Kind, PodPhase, State, StreamLine};
 use crate::api::{Difference, Effect, HeartbeatStatus, NodeStatus, PodStatus};
 use crate::sys::usage::Usage;
 
@@ -28,10 +26,10 @@ use crate::sys::usage::Usage;
                        Refusals are `application/problem+json`.",
     ),
     paths(
-        routes::pod,
-        routes::down,
-        routes::nodes,
-        routes::node,
+        queries::pod,
+        orders::down,
+        queries::nodes,
+        queries::node,
         orders::kill,
         orders::pause,
         orders::resume,
@@ -43,10 +41,10 @@ use crate::sys::usage::Usage;
         orders::add,
         orders::remove,
         orders::reload,
-        routes::stream,
-        routes::metrics,
-        routes::description,
-        routes::health,
+        queries::stream,
+        queries::metrics,
+        description,
+        queries::health,
     ),
     components(schemas(
         PodStatus, NodeStatus, HeartbeatStatus, Usage, PodPhase, State, FailureCause, Kind,
@@ -80,118 +78,14 @@ pub fn document() -> String {
     text
 }
 
-/// The schema of a type of `lupin-abi`, which knows nothing of schemas: one of some words.
-macro_rules! words {
-    ($(#[$meta:meta])* $name:ident, $words:expr) => {
-        $(#[$meta])*
-        #[derive(Debug)]
-        pub struct $name;
-
-        impl PartialSchema for $name {
-            fn schema() -> RefOr<Schema> {
-                let words: Vec<&'static str> = $words;
-                ObjectBuilder::new()
-                    .schema_type(Type::String)
-                    .enum_values(Some(words))
-                    .into()
-            }
-        }
-
-        impl ToSchema for $name {
-            fn name() -> Cow<'static, str> {
-                stringify!($name).into()
-            }
-        }
-    };
-}
-
-words!(
-    /// Where a node stands in its life.
-    State,
-    NodeState::ALL.iter().map(|state| state.name()).collect()
-);
-words!(
-    /// Why a node failed.
-    FailureCause,
-    Cause::ALL.iter().map(|cause| cause.name()).collect()
-);
-words!(
-    /// What kind of thing happened.
-    Kind,
-    EventKind::ALL.iter().map(|kind| kind.name()).collect()
-);
-words!(
-    /// Where the pod as a whole stands.
-    PodPhase,
-    vec!["running", "going-down"]
-);
-
-fn number(format: KnownFormat, description: &str) -> ObjectBuilder {
-    ObjectBuilder::new()
-        .schema_type(Type::Integer)
-        .format(Some(SchemaFormat::KnownFormat(format)))
-        .minimum(Some(0))
-        .description(Some(description))
-}
-
-/// An event of the record.
-#[derive(Debug)]
-pub struct EventLine;
-
-impl PartialSchema for EventLine {
-    fn schema() -> RefOr<Schema> {
-        let long = |text| number(KnownFormat::Int64, text);
-        let short = |text| number(KnownFormat::Int32, text);
-        let evidence = ArrayBuilder::new()
-            .items(ObjectBuilder::new().schema_type(Type::Integer))
-            .min_items(Some(EVIDENCE_WORDS))
-            .max_items(Some(EVIDENCE_WORDS))
-            .description(Some("The numbers that led to it, by kind and cause"));
-        let mut object = ObjectBuilder::new();
-        for (name, schema) in [
-            ("seq", long("Position in the pod's history, from 1")),
-            ("time_ns", long("The host's monotonic clock")),
-            ("epoch", long("The epoch of the manager that wrote it")),
-            ("node", short("Which node; 0 for the pod as a whole")),
-            ("old_generation", short("The generation before")),
-            ("generation", short("The generation now")),
-        ] {
-            object = object.property(name, schema).required(name);
-        }
-        object
-            .property("kind", Ref::from_schema_name("Kind"))
-            .required("kind")
-            .property("cause", Ref::from_schema_name("FailureCause"))
-            .required("cause")
-            .property("evidence", evidence)
-            .required("evidence")
-            .description(Some("An event of the record"))
-            .into()
-    }
-}
-
-impl ToSchema for EventLine {
-    fn name() -> Cow<'static, str> {
-        "Event".into()
-    }
-}
-
-/// A line of the stream of events.
-#[derive(Debug)]
-pub struct StreamLine;
-
-impl PartialSchema for StreamLine {
-    fn schema() -> RefOr<Schema> {
-        OneOfBuilder::new()
-            .item(Ref::from_schema_name("Event"))
-            .item(Ref::from_schema_name("LostEvents"))
-            .description(Some("A line of the stream of events"))
-            .into()
-    }
-}
-
-impl ToSchema for StreamLine {
-    fn name() -> Cow<'static, str> {
-        "StreamLine".into()
-    }
+/// This description.
+#[utoipa::path(get, path = "/openapi.json", tag = "monitoring",
+    responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value)))]
+pub(super) async fn description() -> Response<Body> {
+    let mut response = Response::new(Body::from(document()));
+    let media_type = HeaderValue::from_static("application/json");
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, media_type);
+    response
 }

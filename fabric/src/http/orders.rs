@@ -1,6 +1,7 @@
 //! Orders: what is done to nodes, and to the pod as its file says now.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Request, State};
@@ -8,10 +9,10 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 use utoipa::{IntoResponses, ToSchema};
 
-use super::problem::Problem;
-use super::routes::{
+use super::app::{
     Accepted, App, DEFAULT_GRACE_MS, DownRequest, NodeName, Nothing, OrderAnswer, body,
 };
+use super::problem::Problem;
 use crate::api::{Difference, NodeAction};
 
 /// How long members of groups may take to move off a node unless the request says otherwise.
@@ -217,6 +218,28 @@ pub(super) async fn add(
     app.ask(move |app| {
         let events_from = app.control.fabric().state().ring_head() + 1;
         let node = Some(app.control.add(&node.0)?.get());
+        Ok((StatusCode::ACCEPTED, Json(Accepted { node, events_from })))
+    })
+    .await
+}
+
+/// Begins to bring the pod down: nodes get the grace to end by themselves, then they are ended.
+///
+/// Can be asked again, with another grace. The manager ends when all is done, and its sockets
+/// with it.
+#[utoipa::path(post, path = "/v1/pod/down", tag = "pod",
+    request_body(content = inline(Option<DownRequest>), content_type = "application/json"),
+    responses(
+        (status = 202, description = "It is on its way", body = Accepted),
+        (status = 400, description = "The body is no such request", body = Problem),
+        (status = 413, description = "The body is too long", body = Problem),
+    ))]
+pub(super) async fn down(State(app): State<Arc<App>>, request: Request) -> OrderAnswer {
+    let wanted: DownRequest = body(request).await?;
+    app.ask(move |app| {
+        let events_from = app.control.fabric().state().ring_head() + 1;
+        app.control.down(Duration::from_millis(wanted.grace_ms));
+        let node = None;
         Ok((StatusCode::ACCEPTED, Json(Accepted { node, events_from })))
     })
     .await

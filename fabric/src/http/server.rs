@@ -19,8 +19,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Notify, watch};
 
+use super::app::App;
 use super::problem::{Kind, PROBLEM_JSON, Problem};
-use super::routes::{self, App};
+use super::routes;
 use super::slow::Patient;
 use super::token::Token;
 use crate::api::PodControl;
