@@ -26,8 +26,9 @@ use lupin_abi::fabric::NodeState;
 use lupin_abi::{Generation, NodeId};
 
 use super::backoff::Ending;
+use super::phase::{Failure, Life, Phase};
 use super::record::Note;
-use super::state::{Core, Effect, Failure, Life, Phase};
+use super::state::{Core, Effect};
 use crate::power::{Exit, Instance};
 use crate::runtime::NodeRecord;
 

@@ -7,8 +7,9 @@ use lupin_abi::event::{Cause, EventKind};
 
 use super::backoff::Ending;
 use super::order::{How, POWER_OFF};
+use super::phase::Phase;
 use super::record::Note;
-use super::state::{Core, Effect, Phase, nanos};
+use super::state::{Core, Effect, nanos};
 
 impl Core {
     /// Begins to bring the pod down. A second request can only shorten the grace.

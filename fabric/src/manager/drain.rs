@@ -17,8 +17,9 @@ use lupin_abi::{Generation, NodeId};
 
 use super::crash;
 use super::order::POWER_OFF;
+use super::phase::{Drain, Phase};
 use super::record::Note;
-use super::state::{Core, Phase, nanos};
+use super::state::{Core, nanos};
 use crate::api::ControlError;
 use crate::runtime::{Intent, Then};
 
@@ -28,14 +29,6 @@ const STEPS: [EventKind; 3] = [
     EventKind::NodeDrained,
     EventKind::DrainCancelled,
 ];
-
-/// A drain under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Drain {
-    asked_ns: u64,
-    until_ns: u64,
-    grace_ms: u64,
-}
 
 impl Core {
     /// An operator wants a node to be left alone, and then to end. Twice is once.

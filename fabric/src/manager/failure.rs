@@ -18,8 +18,9 @@ use lupin_abi::{Generation, NodeId};
 use super::backoff::Ending;
 use super::crash;
 use super::order::How;
+use super::phase::{Failure, Phase};
 use super::record::Note;
-use super::state::{Core, Effect, Failure, Phase, nanos};
+use super::state::{Core, Effect, nanos};
 use crate::power::{Exit, Fence, Instance};
 use crate::runtime::Then;
 

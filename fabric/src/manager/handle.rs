@@ -13,7 +13,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::hand_over;
 use super::hook::HookOutcome;
 use super::judge::Standing;
-use super::state::{Core, Phase};
+use super::phase::Phase;
+use super::state::Core;
 use crate::agent_link::AgentLink;
 use crate::api::{
     ControlError, Difference, HeartbeatStatus, NodeAction, NodeStatus, PodControl, PodPhase,

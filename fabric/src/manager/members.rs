@@ -20,8 +20,9 @@ use lupin_abi::fabric::NodeState;
 use lupin_abi::{Generation, NodeId};
 
 use super::crash;
+use super::phase::Phase;
 use super::record::Note;
-use super::state::{Core, NodeControl, Phase};
+use super::state::{Core, NodeControl};
 use crate::api::{ControlError, Difference};
 use crate::podfile::{self, Node, Pod};
 use crate::runtime::{Intent, KeptPod, Then};

@@ -6,7 +6,8 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `state` | the states of nodes and what is known of them |
+//! | `phase` | where a node stands, and what is under way with it |
+//! | `state` | what is known of the pod and its nodes |
 //! | `start`, `failure`, `down` | the transitions: a life begins, fails, ends with the pod |
 //! | `adopt` | taking charge of a pod whose manager died |
 //! | `pause` | a node stands still, and runs again |
@@ -15,7 +16,7 @@
 //! | `order` | one node is ended on request, and what comes then; or started |
 //! | `watch`, `judge` | the look at every node, and the judgement on its heartbeat |
 //! | `backoff` | when a node is started again |
-//! | `hook` | the programs that are told of failures |
+//! | `hook`, `hooks` | the programs that are told of failures, and when |
 //! | `hand_over` | another program in the same process |
 //! | `record` | every store to the fabric section |
 //! | `driver` | the loop: pidfds, clock, queue |
@@ -31,10 +32,12 @@ mod failure;
 mod hand_over;
 mod handle;
 mod hook;
+mod hooks;
 pub(crate) mod judge;
 mod members;
 mod order;
 mod pause;
+mod phase;
 mod record;
 mod relay;
 mod start;

@@ -16,8 +16,9 @@ use lupin_abi::{Generation, NodeId};
 
 use super::backoff::{Ending, Histories};
 use super::crash;
+use super::phase::{Order, Phase};
 use super::record::Note;
-use super::state::{Core, Effect, NodeControl, Phase, nanos};
+use super::state::{Core, Effect, NodeControl, nanos};
 use crate::api::{ControlError, NodeAction};
 use crate::power::Exit;
 use crate::runtime::{Intent, Then};
@@ -35,13 +36,6 @@ pub(super) enum How {
     Obeyed = 1,
     Late = 2,
     Unasked = 3,
-}
-
-/// A node that was asked to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Order {
-    pub asked_ns: u64,
-    pub until_ns: u64,
 }
 
 impl Core {

@@ -19,32 +19,13 @@ use lupin_abi::{Generation, NodeId};
 
 use super::crash;
 use super::judge::Judge;
+use super::phase::{Pause, Phase, Step};
 use super::record::Note;
-use super::state::{Core, Effect, Phase, nanos};
+use super::state::{Core, Effect, nanos};
 use crate::api::ControlError;
 
 /// Between two attempts to resume a node.
 const RESUME_AGAIN: Duration = Duration::from_secs(1);
-
-/// A pause under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Pause {
-    pub step: Step,
-    /// When it was asked for.
-    pub since_ns: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    /// It is being stopped.
-    Going,
-    /// It stands.
-    Stands,
-    /// It is being let run.
-    Coming,
-    /// It could not be let run, and is tried again at that time.
-    Stuck { until_ns: u64 },
-}
 
 impl Core {
     /// An operator wants a node to stand still.

@@ -6,8 +6,9 @@ use lupin_abi::{Generation, NodeId};
 
 use super::backoff::Ending;
 use super::crash;
+use super::phase::{Life, Phase};
 use super::record::Note;
-use super::state::{Core, Effect, Life, Phase};
+use super::state::{Core, Effect};
 use crate::power::StartError;
 use crate::runtime::NodeRecord;
 use crate::sys::process::host_boot_id;

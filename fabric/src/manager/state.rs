@@ -30,15 +30,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lupin_abi::fabric::NodeState;
-use lupin_abi::{Cause, Generation, NodeId};
+use lupin_abi::{Generation, NodeId};
 
 use super::Clock;
-use super::backoff::{Ending, Histories};
-use super::drain::Drain;
+use super::backoff::Histories;
 use super::hook::Hook;
-use super::judge::Judge;
-use super::order::Order;
-use super::pause::Pause;
+use super::phase::{Drain, Life, Phase};
 use super::record::Recorder;
 use crate::memory::PodMemory;
 use crate::podfile::{Backend, Node, Pod};
@@ -86,38 +83,6 @@ pub(super) enum Effect {
     Shutdown(NodeId, Duration),
 }
 
-/// Where a node stands.
-pub(super) enum Phase {
-    /// Fenced or never started; to be started at a time.
-    Waiting { until_ns: u64 },
-    /// Its process runs; its agent has not reported.
-    Starting,
-    /// It uses pod memory.
-    Joined(Judge),
-    /// It stands still, or is about to, or is about to run again.
-    Paused(Pause),
-    /// It was asked to end.
-    Ordered(Order),
-    /// Its agent says that it is ending the node; so many nanoseconds of the clock are left to it.
-    Stopping { until_ns: u64 },
-    /// Being fenced.
-    Failing(Failure),
-    /// Stays down.
-    Down,
-}
-
-/// A failure under way.
-pub(super) struct Failure {
-    pub cause: Cause,
-    pub ending: Ending,
-    /// Another manager began it: do not tell again what it told.
-    pub resumed: bool,
-    /// Fences that were not confirmed.
-    pub attempts: u32,
-    /// When the next one is due; `None` while one is under way.
-    pub again_ns: Option<u64>,
-}
-
 /// One node.
 pub(super) struct NodeControl {
     pub spec: Node,
@@ -157,13 +122,6 @@ impl NodeControl {
             false_alarms: 0,
         }
     }
-}
-
-/// One life of a node.
-pub(super) struct Life {
-    pub instance: Arc<dyn Instance>,
-    pub generation: Generation,
-    pub started_ns: u64,
 }
 
 /// The state machine of a pod.

@@ -10,8 +10,9 @@ use lupin_abi::node::AgentState;
 use super::backoff::Ending;
 use super::failure::last_words;
 use super::judge::{Judge, Verdict};
+use super::phase::Phase;
 use super::record::Note;
-use super::state::{Core, Phase, nanos};
+use super::state::{Core, nanos};
 
 /// How long a node may take to end after its agent said that it is ending it.
 const STOPPING_BOUND_NS: u64 = 60_000_000_000;
