@@ -3,87 +3,15 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use common::member::{Member, Notice};
 use common::*;
 use lupin_abi::event::Cause;
 use nix::sys::signal::Signal;
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// A process that is a member, and writes down what it is told.
-struct Member {
-    _process: KillOnDrop,
-    node: u32,
-    file: PathBuf,
-}
-
-/// A notification: its number, and what happened.
-type Notice = (u64, String);
-
-impl Member {
-    /// Starts it, and waits until it is a member.
-    fn join(pod: &Pod, node: u32, folder: &Path, name: &str) -> Self {
-        let file = folder.join(name);
-        let text = file.to_str().expect("text").to_string();
-        let mut command = pod.exec(node, &["lupin-measure", "member", &text]);
-        let command = command.stdin(Stdio::null());
-        let member = Self {
-            _process: KillOnDrop(command.spawn().expect("member starts")),
-            node,
-            file,
-        };
-        wait_until("a member joins", LIMIT, || member.pid().is_some());
-        member
-    }
-
-    fn lines(&self) -> Vec<String> {
-        let text = std::fs::read_to_string(&self.file).unwrap_or_default();
-        let whole = text.split_inclusive('\n').filter(|l| l.ends_with('\n'));
-        whole.map(|line| line.trim_end().to_string()).collect()
-    }
-
-    /// Its process id inside its node.
-    fn pid(&self) -> Option<String> {
-        let lines = self.lines();
-        let pid = lines.first()?.strip_prefix("ready ")?;
-        Some(pid.to_string())
-    }
-
-    /// What it was told.
-    fn told(&self) -> Vec<Notice> {
-        let parse = |line: &String| {
-            let mut words = line.splitn(3, ' ');
-            let seq = words.next().and_then(|word| word.parse().ok());
-            let what = words.nth(1).expect("what happened");
-            (seq.expect("a number"), what.to_string())
-        };
-        self.lines().iter().skip(1).map(parse).collect()
-    }
-
-    /// Waits until it was told of so many things whose text begins so.
-    fn wait_told(&self, kind: &str, count: usize) {
-        wait_until(
-            &format!("node {} hears of {kind}", self.node),
-            LIMIT,
-            || {
-                let told = self.told();
-                told.iter()
-                    .filter(|(_, what)| what.starts_with(kind))
-                    .count()
-                    >= count
-            },
-        );
-    }
-
-    fn kill(&self, pod: &Pod) {
-        let pid = self.pid().expect("a member");
-        pod.exec_ok(self.node, &["kill", "-KILL", &pid])
-            .expect("kill");
-    }
-}
 
 /// All of them were told the same under the same numbers, each number once, and none left out.
 fn check(members: &[&Member]) {

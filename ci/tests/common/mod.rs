@@ -1,6 +1,7 @@
 //! What the whole-system tests share: a pod to work on, and the questions asked of it.
 #![allow(dead_code, reason = "each test file uses its own part of this module")]
 
+pub mod member;
 #[path = "../../src/pod/mod.rs"]
 pub mod pod;
 

@@ -55,8 +55,8 @@ pub(super) fn drain(base: &Path, args: &DrainArgs) -> Result<i32, Failure> {
         return steer(base, node, NodeAction::CancelDrain {}, |news| {
             match news.kind() {
                 Some(EventKind::DrainCancelled) => Some(Done::Yes),
-                // It did not drain.
-                _ if news.is(NodeState::Joined) => Some(Done::Yes),
+                // It did not drain, whatever else it does.
+                None if !news.is(NodeState::Draining) => Some(Done::Yes),
                 _ => None,
             }
         });
