@@ -195,12 +195,8 @@ impl Server {
         }
     }
 
-    /// Takes the memory of their groups from members of this node that others have expelled; and
-    /// what could not be taken before.
+    /// Takes the memory of their groups from members of this node that others have expelled.
     fn take_from_expelled(&mut self) {
-        for (pid, group) in std::mem::take(&mut self.former) {
-            self.take_from_former(pid, group);
-        }
         if self.expelled.is_empty() {
             return;
         }
@@ -218,7 +214,16 @@ impl Server {
             debug!("groups: expelled members are settled later: {error}");
             later.append(&mut done);
         }
-        self.expelled = later;
+        self.postponed.extend(later);
+    }
+
+    /// Tries again what could not be taken before: the segment was growing, or the kernel refused.
+    pub(super) fn take_postponed(&mut self) {
+        for (pid, group) in std::mem::take(&mut self.former) {
+            self.take_from_former(pid, group);
+        }
+        self.expelled.append(&mut self.postponed);
+        self.take_from_expelled();
     }
 
     /// Wrong credentials are worth a line in the log, a flood of them is not.

@@ -112,6 +112,8 @@ pub struct Server {
     groups: Groups,
     /// Members of this node that were expelled, and whose processes have the group's memory yet.
     expelled: Vec<Expelled>,
+    /// Those of them from whom it could not be taken yet.
+    postponed: Vec<Expelled>,
     /// Processes that have left a group, or all, and could not be relieved of the memory yet.
     former: Vec<(u32, Option<GroupId>)>,
     /// Readers of groups have not been sent all yet.
@@ -167,6 +169,7 @@ impl Server {
             segments,
             groups,
             expelled: Vec::new(),
+            postponed: Vec::new(),
             former: Vec::new(),
             unsent: false,
             news: Paced::default(),
@@ -517,6 +520,7 @@ impl Server {
         self.ticks += 1;
         self.limits.tidy(Instant::now());
         if self.ticks.is_multiple_of(RECHECK_TICKS) {
+            self.take_postponed();
             self.segments.recheck();
             self.segments.directory().collect();
         }

@@ -5,9 +5,10 @@
 //! process, which has nothing to do otherwise, opens the memory anew and maps it:
 //!
 //! ```text
-//!   READY --a fault: the handler--> WANTED --opened and mapped--> READY     the access is made again
-//!                                     |
-//!                                     +-----refused-------------> GONE      zeros, or the end
+//!   READY --a fault: the handler--> WANTED --opened--> MAPPING --mapped--> READY   the access is made again
+//!                                     |                   |
+//!                                     |                   +---in vain---> GONE    zeros, or the end
+//!                                     +--refused, or too late-------------> GONE
 //! ```
 
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -25,10 +26,15 @@ use crate::shm::Access;
 pub(super) const NEVER: u32 = 0;
 const READY: u32 = 1;
 const WANTED: u32 = 2;
-const GONE: u32 = 3;
+const MAPPING: u32 = 3;
+const GONE: u32 = 4;
 
-/// How long an access waits for its memory.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long an access waits for its memory, in milliseconds. Tests change it.
+static PATIENCE: AtomicU32 = AtomicU32::new(20_000);
+
+fn patience() -> Duration {
+    Duration::from_millis(PATIENCE.load(Ordering::Relaxed).into())
+}
 
 /// Parts of files or devices: descriptor, offset and length in bytes.
 pub(crate) type Parts = Vec<(OwnedFd, u64, u64)>;
@@ -99,26 +105,42 @@ pub(super) fn restore(slot: &Slot) -> bool {
     let wanted = slot
         .remap
         .compare_exchange(READY, WANTED, Ordering::AcqRel, Ordering::Acquire);
-    if !matches!(wanted, Ok(_) | Err(WANTED)) {
+    if !matches!(wanted, Ok(_) | Err(WANTED | MAPPING)) {
         return false;
     }
     // Release: the thread that sees the call sees the wish.
     CALLS.fetch_add(1, Ordering::Release);
     futex_wake(&CALLS);
     // Reads the clock: a system call that is safe here.
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     loop {
-        // Acquire: pairs with the Release of `serve`, which comes after the mapping.
+        // Acquire: pairs with the Release of `serve_one`, which comes after the mapping.
         match slot.remap.load(Ordering::Acquire) {
-            WANTED => {}
+            WANTED => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    // Nothing is mapped from here on where the caller puts something else.
+                    move_on(slot, WANTED, GONE);
+                } else {
+                    futex_wait(&slot.remap, WANTED, Some(left));
+                }
+            }
+            // A few system calls of a thread of this process.
+            MAPPING => futex_wait(&slot.remap, MAPPING, None),
             outcome => return outcome == READY,
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return false;
-        }
-        futex_wait(&slot.remap, WANTED, Some(left));
     }
+}
+
+/// Changes what a slot is in, and says so to all who wait; false if it is in something else.
+fn move_on(slot: &Slot, from: u32, to: u32) -> bool {
+    let moved = slot
+        .remap
+        .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
+    if moved.is_ok() {
+        futex_wake(&slot.remap);
+    }
+    moved.is_ok()
 }
 
 fn has_thread() -> bool {
@@ -173,12 +195,15 @@ fn serve_one(slot: &'static Slot) {
     let Some(place) = &*place else {
         return;
     };
-    let outcome = match (place.open)().is_some_and(|parts| place.map(&parts)) {
-        true => READY,
-        false => GONE,
+    let Some(parts) = (place.open)() else {
+        move_on(slot, WANTED, GONE);
+        return;
     };
-    slot.remap.store(outcome, Ordering::Release);
-    futex_wake(&slot.remap);
+    // Unless it came too late.
+    if move_on(slot, WANTED, MAPPING) {
+        let outcome = if place.map(&parts) { READY } else { GONE };
+        move_on(slot, MAPPING, outcome);
+    }
 }
 
 impl Place {

@@ -128,9 +128,37 @@ fn a_child_of_fork_is_not_kept_waiting() {
         read(&mapping, 0);
     });
     assert_eq!(status & 0x7f, libc::SIGBUS);
-    assert!(start.elapsed() < PATIENCE);
+    assert!(start.elapsed() < patience());
     drop(kept);
     assert_eq!(read(&mapping, 0), 2, "the parent is as it was");
+}
+
+#[test]
+fn what_comes_too_late_does_not_come() {
+    // In a process of its own, for its patience is all of it.
+    let status = status_of(|| {
+        STARTED_BY.store(0, Ordering::Release);
+        PATIENCE.store(50, Ordering::Relaxed);
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let wait = Mutex::new(wait);
+        let (opened, is_opened) = std::sync::mpsc::channel();
+        let (first, mut mapping) = mapped(move || {
+            lock(&wait).recv().unwrap();
+            opened.send(()).unwrap();
+            Some(vec![part(&file(2, 2), 2)])
+        });
+        mapping.guard().unwrap();
+        first.set_len(0).unwrap();
+        assert_eq!(read(&mapping, PAGE), 0);
+        assert_eq!(mapping.intact(), Err(Revoked));
+        word(&mapping, PAGE).store(5, Ordering::Relaxed);
+        go.send(()).unwrap();
+        is_opened.recv().unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(read(&mapping, PAGE), 5);
+        assert_eq!(mapping.intact(), Err(Revoked));
+    });
+    assert_eq!(status, 0);
 }
 
 #[test]
