@@ -28,7 +28,7 @@ pub const PARTS: [&str; 9] = [
     "64 MiB: open and map",
     "64 MiB: open, map and read each page",
     "64 MiB: remove",
-    "64 MiB: plain mmap of a memfd",
+    "64 MiB: plain mmap of a file",
     "64 MiB: plain mmap, each page read",
     "64 MiB: plain mmap, zeroed by the caller",
     "the allocator's part: a chunk taken and given back",
@@ -48,11 +48,19 @@ impl Maker {
     pub fn run(&self) -> Result<(), Box<dyn Error>> {
         let pod = Pod::attach()?;
         let mut out = File::options().append(true).create(true).open(&self.file)?;
-        let plain = memory("plain", LARGE)?;
+        // On the file system that the pod's memory is on.
+        let plain = self.file.with_extension("plain");
+        let plain = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(plain)?;
+        plain.set_len(LARGE)?;
         let map = || Mapping::new(&plain, 0, LARGE, Access::ReadWrite);
         // Its pages are there, as those of pod memory are.
         zero(&map()?)?;
-        let words = memory("words", MIN_SYSTEM_SIZE)?;
+        let words = File::from(memfd_create("words", MFdFlags::MFD_CLOEXEC)?);
+        words.set_len(MIN_SYSTEM_SIZE)?;
         let words = Mapping::new(&words, 0, MIN_SYSTEM_SIZE, Access::ReadWrite)?;
         let (me, judge) = (InstanceId::new(1, 1), |_: InstanceId| true);
         let allocator = PodAllocator::create(&words, 0, &spec(), me, &judge)?;
@@ -119,12 +127,6 @@ fn spec() -> PodAllocatorSpec {
         },
         also: 16,
     }
-}
-
-fn memory(name: &str, size: u64) -> Result<File, Box<dyn Error>> {
-    let file = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?);
-    file.set_len(size)?;
-    Ok(file)
 }
 
 fn zero(mapping: &Mapping) -> Result<(), Box<dyn Error>> {

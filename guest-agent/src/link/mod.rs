@@ -32,6 +32,8 @@ use outbox::Outbox;
 const BYTES_PER_TURN: usize = 256 << 10;
 /// Hints kept until the agent looks at them, which it does after each turn.
 const HINTS: usize = 1024;
+/// Bytes read at once.
+const READ: usize = 64 << 10;
 
 /// Where the stream comes from.
 #[derive(Debug)]
@@ -83,6 +85,7 @@ pub struct Link {
     /// Sent along with every Hello.
     doorbell: Option<OwnedFd>,
     reader: FrameReader,
+    buffer: Vec<u8>,
     out: Outbox,
     commands: Commands,
     /// A manager said Hello and has not gone since.
@@ -126,6 +129,7 @@ impl Link {
             introduction,
             doorbell,
             reader: FrameReader::default(),
+            buffer: Vec::new(),
             out: Outbox::default(),
             commands: Commands::default(),
             greeted: false,
@@ -176,7 +180,14 @@ impl Link {
     }
 
     fn receive(&mut self, poller: &Poller) {
-        let mut buffer = vec![0; 64 << 10];
+        // Kept: to make it is more work than a hint is.
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(READ, 0);
+        self.receive_into(poller, &mut buffer);
+        self.buffer = buffer;
+    }
+
+    fn receive_into(&mut self, poller: &Poller, buffer: &mut [u8]) {
         let mut budget = BYTES_PER_TURN;
         self.unread = false;
         while let Some(stream) = self.stream() {
@@ -184,7 +195,7 @@ impl Link {
                 self.unread = true;
                 return;
             }
-            match read(stream, &mut buffer) {
+            match read(stream, &mut *buffer) {
                 Ok(0) => {
                     self.lost("the manager hung up");
                     return self.end_session(poller);
