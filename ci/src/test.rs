@@ -30,6 +30,8 @@ use crate::setup::{self, Component, Series, SetupError};
 
 /// Seconds that the tests of one binary may take in the nested host.
 const NESTED_LIMIT: u64 = 900;
+/// The same for guests that start all that a Debian starts, twice.
+const DEBIAN_LIMIT: u64 = 1800;
 
 const RUNNER: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER";
 
@@ -287,7 +289,7 @@ impl Context {
                 newer.env(runner::SERIES, Series::V6_12.to_string());
                 let mut result = Ok(());
                 for cargo in [&mut vmm, &mut pods, &mut newer] {
-                    match self.run_nested(cargo) {
+                    match self.run_nested(cargo, NESTED_LIMIT) {
                         Err(TestError::Run(RunError::Interrupted)) => {
                             return Err(RunError::Interrupted.into());
                         }
@@ -310,13 +312,13 @@ impl Context {
                 let mut pods = host::cargo("test");
                 pods.args(["--package", "xtask", "--test", "pod_debian"]);
                 pods.env(runner::DISK, &disk);
-                self.run_nested(&mut pods)?;
+                self.run_nested(&mut pods, DEBIAN_LIMIT)?;
             }
         }
         Ok(())
     }
 
-    fn run_nested(&self, cargo: &mut Command) -> Result<(), TestError> {
+    fn run_nested(&self, cargo: &mut Command, limit: u64) -> Result<(), TestError> {
         cargo
             .env(RUNNER, format!("{} nested runner", self.runner.display()))
             .env(RETRY_REPORT, &self.retry_report);
@@ -324,7 +326,7 @@ impl Context {
             .deadline
             .saturating_duration_since(Instant::now())
             .as_secs();
-        cargo.env(runner::TIMEOUT, left.clamp(1, NESTED_LIMIT).to_string());
+        cargo.env(runner::TIMEOUT, left.clamp(1, limit).to_string());
         // Emulated guests are slow enough one at a time.
         self.run_tests(cargo, &["--ignored", "--test-threads=1"])
     }
