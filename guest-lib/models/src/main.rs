@@ -26,6 +26,9 @@ enum Command {
     /// A million schedules of each structure, and loom with more pre-emptions
     Long(Long),
     /// Gives each access of the library every weaker memory order: all must be missed
+    ///
+    /// With `--op`, by those models: what a lock under another structure needs is missed by the
+    /// models of the lock.
     Orders(Which),
     /// Names the models
     List,
