@@ -10,7 +10,7 @@ use std::time::Duration;
 use host::Host;
 use lupin::client::{End, Expulsion, Leftover, Lifetime, RefusalCode, What};
 use lupin::shm::Access;
-use lupin::{Admission, GroupEvent, Membership, Patience, Pod, Secret};
+use lupin::{Admission, GroupEvent, Membership, Patience, Pod, Secret, Thread};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, pause};
@@ -49,19 +49,46 @@ fn member(socket: &Path, thread: u32) -> Pid {
     }
 }
 
+/// Two nodes with their agents, a process of each, and its thread; the first has made group `g`.
+struct Two {
+    host: Host,
+    agents: [support::Agent; 2],
+    pods: [Pod; 2],
+    threads: [Thread; 2],
+}
+
+impl Two {
+    fn new() -> Self {
+        let host = Host::new();
+        let nodes = [1, 2];
+        for node in nodes {
+            host.live(node, 1);
+        }
+        let agents = nodes.map(|node| host.agent(node, 1));
+        let pods = nodes.map(|node| attach(&host.socket(node)));
+        let admission = Admission {
+            secret: Some(secret()),
+            ..Admission::default()
+        };
+        pods[0].create_group("g", admission).unwrap();
+        let threads = [0, 1].map(|at| pods[at].register_thread(Some(nodes[at])).unwrap());
+        Self {
+            host,
+            agents,
+            pods,
+            threads,
+        }
+    }
+}
+
 #[test]
 fn who_is_expelled_is_told_like_everybody_and_may_no_more() {
-    let host = Host::new();
-    host.live(1, 1);
-    host.live(2, 1);
-    let (_one, _two) = (host.agent(1, 1), host.agent(2, 1));
-    let (a, b) = (attach(&host.socket(1)), attach(&host.socket(2)));
-    let admission = Admission {
-        secret: Some(secret()),
-        ..Admission::default()
-    };
-    a.create_group("g", admission).unwrap();
-    let threads = [a.register_thread(Some(1)), b.register_thread(Some(2))].map(Result::unwrap);
+    let Two {
+        host: _host,
+        agents: [_one, _two],
+        pods: [a, b],
+        threads,
+    } = Two::new();
     let mut first = a.join_group("g", Some(&secret()), &[&threads[0]]).unwrap();
     let mut second = b.join_group("g", Some(&secret()), &[&threads[1]]).unwrap();
     let segment = second.segments().create("s", 1, Lifetime::Kept).unwrap();
@@ -137,17 +164,12 @@ fn id_of(what: What) -> (u32, u32) {
 
 #[test]
 fn members_hear_of_deaths_of_processes_agents_and_nodes() {
-    let host = Host::new();
-    host.live(1, 1);
-    host.live(2, 1);
-    let (_one, two) = (host.agent(1, 1), host.agent(2, 1));
-    let (a, b) = (attach(&host.socket(1)), attach(&host.socket(2)));
-    let admission = Admission {
-        secret: Some(secret()),
-        ..Admission::default()
-    };
-    a.create_group("g", admission).unwrap();
-    let threads = [a.register_thread(Some(1)), b.register_thread(Some(2))].map(Result::unwrap);
+    let Two {
+        host,
+        agents: [_one, two],
+        pods: [a, b],
+        threads,
+    } = Two::new();
     assert!(a.join_group("g", None, &[&threads[0]]).is_err());
     assert!(a.join_group("g", Some(&secret()), &[&threads[1]]).is_err());
     let mut first = a.join_group("g", Some(&secret()), &[&threads[0]]).unwrap();

@@ -36,8 +36,9 @@
 //! In guests, all processes of a node use a segment's devices together. When one of them is expelled
 //! from the group of the segment, the devices are taken from all; those who are still members have
 //! them again at once: the library maps the segment anew, in the same place, under the first access
-//! that meets the gap, which then goes on as if nothing had been. Nobody asks for that, mapping by mapping:
-//! it holds for all segments of groups, guarded or not, on nodes where memory can be taken away.
+//! that meets the gap, which then goes on as if nothing had been. Nobody asks for that, mapping by
+//! mapping: it holds for all segments of groups, guarded or not, on nodes where memory can be taken
+//! away.
 //! It takes a thread of its own (`lupin-remap`), which sleeps otherwise. A process that was forked
 //! off by one that has this thread has none itself: nothing comes back there. A system call that is
 //! given such memory before it came back fails with `EFAULT`.

@@ -15,8 +15,8 @@
 //!
 //! Else a starved node is not a dead node; a stopped one (no run, no wait) is hung like one that
 //! spins. Once it is silent, the looks follow its deadline ([`next_look_ns`](Judge::next_look_ns)),
-//! so that the verdict does not wait for the next poll. Half-way to the deadline a node is rung once: an idle one that lost an interrupt wakes
-//! up from that, and nothing is lost on a dead one.
+//! so that the verdict does not wait for the next poll. Half-way to the deadline a node is rung
+//! once: an idle one that lost an interrupt wakes up from that, and nothing is lost on a dead one.
 
 use std::time::Duration;
 

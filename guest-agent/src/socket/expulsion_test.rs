@@ -4,7 +4,7 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lupin_abi::groups::{Admission, GroupId, GroupReply, GroupRequest, Leftover, Secret};
+use lupin_abi::groups::{GroupId, GroupReply, GroupRequest, Leftover};
 use lupin_abi::layout::GRANULE;
 use lupin_abi::socket::{RefusalCode, Reply, Request};
 use lupin_abi::system::MAX_SEGMENTS;
@@ -16,29 +16,12 @@ use crate::test_pod::TestPod;
 const TOKEN: &[u8] = b"0123456789abcdef";
 
 fn create_group(client: &Connection, name: &str) -> GroupId {
-    let create = GroupRequest::Create {
-        name: name.into(),
-        admission: Admission {
-            secret: Some(Secret::new(TOKEN)),
-            ..Admission::default()
-        },
-        quota: None,
-    };
-    match client.ask(&Request::Group(create)).0 {
-        Reply::Group(GroupReply::Created { group }) => group,
-        other => panic!("{other:?}"),
-    }
+    client.create_group(name, Some(TOKEN)).unwrap()
 }
 
 fn join(client: &Connection, name: &str) -> (u32, u32) {
     let thread = client.register(None).unwrap();
-    let join = GroupRequest::Join {
-        name: name.into(),
-        secret: Some(Secret::new(TOKEN)),
-        threads: vec![thread],
-    };
-    let joined = client.ask(&Request::Group(join)).0;
-    assert!(matches!(joined, Reply::Group(GroupReply::Joined { .. })));
+    client.join_group(name, Some(TOKEN), &[thread]).unwrap();
     thread
 }
 

@@ -1,8 +1,6 @@
 use std::time::Duration;
 
-use lupin_abi::groups::{
-    Admission, End, GroupId, GroupReply, GroupRequest, MemberInfo, Notification, Secret, What,
-};
+use lupin_abi::groups::{End, GroupId, GroupReply, GroupRequest, MemberInfo, Notification, What};
 use lupin_abi::port::ToManager;
 use lupin_abi::socket::{RefusalCode, Reply, Request};
 
@@ -12,48 +10,6 @@ use crate::test_pod::TestPod;
 const TOKEN: &[u8] = b"a token of enough bytes";
 
 impl Connection {
-    fn group(&self, request: GroupRequest) -> Result<GroupReply, RefusalCode> {
-        match self.ask(&Request::Group(request)).0 {
-            Reply::Group(reply) => Ok(reply),
-            Reply::Done => Ok(GroupReply::Ended),
-            Reply::Refused { code, .. } => Err(code),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn create_group(&self, name: &str, secret: Option<&[u8]>) -> Result<GroupId, RefusalCode> {
-        let admission = Admission {
-            secret: secret.map(Secret::new),
-            ..Admission::default()
-        };
-        let name = name.into();
-        match self.group(GroupRequest::Create {
-            name,
-            admission,
-            quota: None,
-        })? {
-            GroupReply::Created { group } => Ok(group),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn join_group(
-        &self,
-        name: &str,
-        secret: Option<&[u8]>,
-        threads: &[(u32, u32)],
-    ) -> Result<(GroupId, u64), RefusalCode> {
-        let request = GroupRequest::Join {
-            name: name.into(),
-            secret: secret.map(Secret::new),
-            threads: threads.to_vec(),
-        };
-        match self.group(request)? {
-            GroupReply::Joined { group, before } => Ok((group, before)),
-            other => panic!("{other:?}"),
-        }
-    }
-
     fn watch_group(&self, group: GroupId, from: u64) -> Result<(), RefusalCode> {
         self.group(GroupRequest::Watch { group, from }).map(|_| ())
     }

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lupin_abi::ABI_VERSION;
-use lupin_abi::groups::GroupId;
+use lupin_abi::groups::{Admission, GroupId, GroupReply, GroupRequest, Secret};
 use lupin_abi::layout::{PodHeader, SectionKind};
 use lupin_abi::port::ToManager;
 use lupin_abi::socket::{
@@ -299,6 +299,52 @@ impl Connection {
         match self.ask(request).0 {
             Reply::Done => Ok(()),
             Reply::Refused { code, .. } => Err(code),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn group(&self, request: GroupRequest) -> Result<GroupReply, RefusalCode> {
+        match self.ask(&Request::Group(request)).0 {
+            Reply::Group(reply) => Ok(reply),
+            Reply::Done => Ok(GroupReply::Ended),
+            Reply::Refused { code, .. } => Err(code),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn create_group(
+        &self,
+        name: &str,
+        secret: Option<&[u8]>,
+    ) -> Result<GroupId, RefusalCode> {
+        let admission = Admission {
+            secret: secret.map(Secret::new),
+            ..Admission::default()
+        };
+        let name = name.into();
+        match self.group(GroupRequest::Create {
+            name,
+            admission,
+            quota: None,
+        })? {
+            GroupReply::Created { group } => Ok(group),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn join_group(
+        &self,
+        name: &str,
+        secret: Option<&[u8]>,
+        threads: &[(u32, u32)],
+    ) -> Result<(GroupId, u64), RefusalCode> {
+        let request = GroupRequest::Join {
+            name: name.into(),
+            secret: secret.map(Secret::new),
+            threads: threads.to_vec(),
+        };
+        match self.group(request)? {
+            GroupReply::Joined { group, before } => Ok((group, before)),
             other => panic!("{other:?}"),
         }
     }

@@ -29,13 +29,7 @@ fn group(client: &Connection, name: &str, quota: Option<u64>) -> (GroupId, (u32,
         panic!("no group");
     };
     let thread = client.register(None).unwrap();
-    let join = GroupRequest::Join {
-        name: name.into(),
-        secret: Some(Secret::new(TOKEN)),
-        threads: vec![thread],
-    };
-    let joined = client.ask(&Request::Group(join)).0;
-    assert!(matches!(joined, Reply::Group(GroupReply::Joined { .. })));
+    client.join_group(name, Some(TOKEN), &[thread]).unwrap();
     (group, thread)
 }
 
