@@ -3,6 +3,7 @@
 mod support;
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use lupin::client::{End, What};
@@ -68,13 +69,20 @@ fn upgrade(agent: &Agent) {
     kill(Pid::from_raw(agent.0.id().cast_signed()), Signal::SIGUSR2).unwrap();
 }
 
+/// Copies the agent in a process of its own: one that another test forks off meanwhile would keep
+/// a descriptor of ours open for writing, and what is open so cannot be executed.
+fn copy_agent(to: &Path) {
+    let status = Command::new("cp").arg(AGENT).arg(to).status().unwrap();
+    assert!(status.success());
+}
+
 #[test]
 fn a_successor_keeps_processes_memberships_and_the_manager() {
     let pod = Pod::new();
     // From a file of its own, which is replaced as a package does it.
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("agent");
-    std::fs::copy(AGENT, &program).unwrap();
+    copy_agent(&program);
     let start = format!("exec {} \"$@\"", program.display());
     let mut agent = pod.start(&["/bin/sh", "-c", &start], &[]);
     pod.joined();
@@ -94,7 +102,7 @@ fn a_successor_keeps_processes_memberships_and_the_manager() {
     for n in 1..=UPGRADES {
         let before = lives(&pod);
         let new = folder.path().join("new");
-        std::fs::copy(AGENT, &new).unwrap();
+        copy_agent(&new);
         std::fs::rename(&new, &program).unwrap();
         upgrade(&agent);
         support::until("the successor", || lives(&pod) > before);
