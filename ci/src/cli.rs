@@ -12,9 +12,11 @@ use crate::demo::{self, DemoArgs, DemoError};
 use crate::fence;
 use crate::host::{self, RunError, say};
 use crate::nested::{self, Ending, Job, NestedError};
+use crate::nested_prover;
 use crate::package::{self, PackageArgs, PackageError};
 use crate::products::{self, Profile};
 use crate::prover::{self, Prover, ProverArgs};
+use crate::segments;
 use crate::setup::{self, Component, Series};
 use crate::story::{self, StoryArgs};
 use crate::test::{self, TestArgs, TestError};
@@ -316,8 +318,11 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Crash(args) => Ok(prover::run(Prover::Crash, &args)?),
         Command::Mutants(args) => Ok(prover::run(Prover::Mutants, &args)?),
         Command::Models(args) => Ok(prover::run(Prover::Models, &args)?),
+        Command::Bench(args) if args.has(segments::SUITE) && args.has(nested_prover::FLAG) => {
+            Ok(segments::run(&args.args)?.status())
+        }
         Command::Bench(args) => Ok(prover::run(Prover::Bench, &args)?),
-        Command::Fence(args) if args.args.iter().any(|word| word == fence::FLAG) => {
+        Command::Fence(args) if args.has(nested_prover::FLAG) => {
             Ok(fence::run(&args.args)?.status())
         }
         Command::Fence(args) => Ok(prover::run(Prover::Fence, &args)?),

@@ -7,6 +7,7 @@ mod fence;
 mod host;
 mod leftovers;
 mod nested;
+mod nested_prover;
 mod package;
 #[allow(
     dead_code,
@@ -15,6 +16,7 @@ mod package;
 mod pod;
 mod products;
 mod prover;
+mod segments;
 mod setup;
 mod story;
 mod test;

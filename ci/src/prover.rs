@@ -64,6 +64,13 @@ pub(crate) struct ProverArgs {
     pub(crate) args: Vec<String>,
 }
 
+impl ProverArgs {
+    /// Whether a word is among them.
+    pub(crate) fn has(&self, word: &str) -> bool {
+        self.args.iter().any(|arg| arg == word)
+    }
+}
+
 /// Builds a program and returns the command that runs it.
 pub(crate) fn command(prover: Prover) -> Result<Command, RunError> {
     if matches!(prover, Prover::Fence | Prover::PodBench) {

@@ -58,7 +58,7 @@ enum Suite {
     /// From the death of a process or of a node to the members of its group
     Notify(suites::Notify),
     /// A segment of 64 MiB created, opened and mapped, against plain mmap
-    Segments(Rounds),
+    Segments(suites::Segments),
 }
 
 /// What the suites and tests start inside nodes, and what ends with its node.
@@ -98,7 +98,7 @@ impl Application {
 
 #[derive(Debug, Args)]
 struct Rounds {
-    /// How many failures, or segments
+    /// How many failures
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     #[command(flatten)]
@@ -145,10 +145,7 @@ fn main() -> ExitCode {
     let (report, json) = match suite {
         Suite::Notify(args) => (args.run(), args.common.json.clone()),
         Suite::Wakeup(args) => (args.run(), args.common.json.clone()),
-        Suite::Segments(args) => (
-            suites::segments(&args.common.binaries(), args.rounds),
-            args.common.json,
-        ),
+        Suite::Segments(args) => (args.run(), args.common.json.clone()),
         Suite::Detect(args) => (
             suites::detect(&args.common.binaries(), args.rounds),
             args.common.json,

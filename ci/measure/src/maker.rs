@@ -2,9 +2,9 @@
 //! what can be done without.
 
 use std::error::Error;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::Args;
@@ -27,10 +27,10 @@ pub const PARTS: [&str; 9] = [
     "2 MiB: create, scrub and map",
     "64 MiB: open and map",
     "64 MiB: open, map and read each page",
-    "64 MiB: remove",
-    "64 MiB: plain mmap of a file",
+    "64 MiB: plain mmap",
     "64 MiB: plain mmap, each page read",
     "64 MiB: plain mmap, zeroed by the caller",
+    "64 MiB: remove",
     "the allocator's part: a chunk taken and given back",
 ];
 
@@ -41,6 +41,9 @@ pub struct Maker {
     /// How often
     #[arg(long, default_value_t = 1)]
     rounds: u32,
+    /// Segments are devices here: plain mmap is of the segment's own
+    #[arg(long)]
+    devdax: bool,
 }
 
 impl Maker {
@@ -48,17 +51,11 @@ impl Maker {
     pub fn run(&self) -> Result<(), Box<dyn Error>> {
         let pod = Pod::attach()?;
         let mut out = File::options().append(true).create(true).open(&self.file)?;
-        // On the file system that the pod's memory is on.
-        let plain = self.file.with_extension("plain");
-        let plain = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(plain)?;
-        plain.set_len(LARGE)?;
-        let map = || Mapping::new(&plain, 0, LARGE, Access::ReadWrite);
-        // Its pages are there, as those of pod memory are.
-        zero(&map()?)?;
+        let file = if self.devdax {
+            None
+        } else {
+            Some(self.plain()?)
+        };
         let words = File::from(memfd_create("words", MFdFlags::MFD_CLOEXEC)?);
         words.set_len(MIN_SYSTEM_SIZE)?;
         let words = Mapping::new(&words, 0, MIN_SYSTEM_SIZE, Access::ReadWrite)?;
@@ -66,8 +63,18 @@ impl Maker {
         let allocator = PodAllocator::create(&words, 0, &spec(), me, &judge)?;
         for round in 0..self.rounds {
             let (large, small) = (format!("large-{round}"), format!("small-{round}"));
+            let created = timed(|| Ok(pod.create_segment(&large, LARGE, 0o600)?))?;
+            let of_segment;
+            let plain = match &file {
+                Some(file) => file,
+                None => {
+                    of_segment = device()?;
+                    &of_segment
+                }
+            };
+            let map = || Mapping::new(plain, 0, LARGE, Access::ReadWrite);
             let parts = [
-                timed(|| Ok(pod.create_segment(&large, LARGE, 0o600)?))?,
+                created,
                 timed(|| Ok(pod.create_segment(&small, SMALL, 0o600)?))?,
                 timed(|| Ok(pod.open_segment(&large, Access::ReadWrite)?))?,
                 timed(|| {
@@ -77,7 +84,6 @@ impl Maker {
                     }
                     Ok(segment)
                 })?,
-                timed(|| Ok(pod.remove_segment(&large)?))?,
                 timed(|| Ok(map()?))?,
                 timed(|| {
                     let mapping = map()?;
@@ -91,6 +97,7 @@ impl Maker {
                     zero(&mapping)?;
                     Ok(mapping)
                 })?,
+                timed(|| Ok(pod.remove_segment(&large)?))?,
                 timed(|| {
                     let at = allocator.alloc(me, &judge, LARGE)?;
                     Ok(allocator.free(me, &judge, at)?)
@@ -102,6 +109,32 @@ impl Maker {
         }
         Ok(())
     }
+
+    /// A file on the file system that the pod's memory is on.
+    fn plain(&self) -> Result<File, Box<dyn Error>> {
+        let plain = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(self.file.with_extension("plain"))?;
+        plain.set_len(LARGE)?;
+        // Its pages are there, as those of pod memory are.
+        zero(&Mapping::new(&plain, 0, LARGE, Access::ReadWrite)?)?;
+        Ok(plain)
+    }
+}
+
+/// The device of the large segment: no other has its size.
+fn device() -> Result<File, Box<dyn Error>> {
+    for entry in fs::read_dir("/sys/bus/dax/devices")? {
+        let entry = entry?;
+        let size = fs::read_to_string(entry.path().join("size"))?;
+        if size.trim().parse() == Ok(LARGE) {
+            let path = Path::new("/dev").join(entry.file_name());
+            return Ok(File::options().read(true).write(true).open(path)?);
+        }
+    }
+    Err("there is no device of the segment's size".into())
 }
 
 /// How long something took. What it gives ends after that.

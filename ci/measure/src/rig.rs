@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use lupin_abi::event::EventKind;
 use lupin_abi::fabric::NodeState;
+use lupin_abi::port::ExecStatus;
 use lupin_fabric::agent_link::ExecSpec;
 use lupin_fabric::api::{Client, ClientError, NodeStatus, PodStatus};
 use lupin_fabric::runtime::RuntimeFolder;
@@ -23,7 +25,11 @@ use crate::watcher::{Learnt, READY};
 pub const PAUSE: Duration = Duration::from_millis(120);
 /// How long anything may take that is not measured.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The same with guests, which may be emulated, and boot.
+const PATIENCE_WITH_GUESTS: Duration = Duration::from_secs(300);
 const NAME: &str = "measured";
+/// Lines of a pod file.
+const NAMESPACES: &str = "[defaults]\nbackend = \"namespace\"\nmax_restarts_per_minute = 600\n";
 
 /// Why a measurement could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -43,10 +49,12 @@ pub enum RigError {
     #[error("interrupted")]
     Interrupted,
     /// Something did not happen.
-    #[error("{what} did not happen within {} s; the manager's log says:\n{log}", PATIENCE.as_secs())]
+    #[error("{what} did not happen within {} s; the manager's log says:\n{log}", patience.as_secs())]
     Late {
         /// What.
         what: String,
+        /// How long it was waited for.
+        patience: Duration,
         /// The end of the log.
         log: String,
     },
@@ -60,31 +68,73 @@ pub fn system(action: impl Into<String>) -> impl FnOnce(io::Error) -> RigError {
     }
 }
 
-/// A pod of namespace nodes in a folder of its own; ended when dropped.
+/// What a guest boots.
+#[derive(Debug, Args)]
+pub struct Guest {
+    /// The bzImage that the node boots, which is a guest then
+    #[arg(long, value_name = "FILE", requires = "initramfs")]
+    kernel: Option<PathBuf>,
+    /// Its initramfs, with the agent and this program
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    initramfs: Option<PathBuf>,
+}
+
+impl Guest {
+    /// Whether nodes are guests.
+    pub fn is_wanted(&self) -> bool {
+        self.kernel.is_some()
+    }
+
+    /// Lines of a pod file: the defaults of guests, and times for hosts that are emulated.
+    fn to_toml(&self) -> String {
+        let path = |path: &Option<PathBuf>| path.clone().unwrap_or_default().display().to_string();
+        format!(
+            "[heartbeat]\nperiod_ms = 100\npoll_ms = 200\ndeadline_ms = 5000\n\
+             join_timeout_ms = 180000\n[fence]\ntimeout_ms = 5000\n[defaults]\nbackend = \"kvm\"\n\
+             kernel = {:?}\ninitramfs = {:?}\nmemory = \"256M\"\ncpus = 1\n\
+             cmdline = \"quiet mitigations=off\"\n",
+            path(&self.kernel),
+            path(&self.initramfs)
+        )
+    }
+}
+
+/// A pod in a folder of its own; ended when dropped.
 pub struct Rig {
     folder: tempfile::TempDir,
+    patience: Duration,
     manager: Option<Child>,
     watched: u64,
     learnt: Vec<Learnt>,
 }
 
 impl Rig {
-    /// Starts a pod of so many nodes; `more` is added to the pod file.
+    /// Starts a pod of so many namespace nodes; `more` is added to the pod file.
     pub fn start(binaries: &Path, nodes: u32, more: &str) -> Result<Self, RigError> {
-        Self::start_with_pool(binaries, nodes, "2M", more)
+        let more = format!("{more}\n{NAMESPACES}");
+        Self::start_with(binaries, nodes, "2M", &more, PATIENCE)
     }
 
-    /// The same, with a pool of so many bytes, as a pod file says it.
-    pub fn start_with_pool(
+    /// Starts a pod of one node with a pool of so many bytes, as a pod file says it.
+    pub fn start_with_pool(binaries: &Path, pool: &str, guest: &Guest) -> Result<Self, RigError> {
+        if guest.is_wanted() {
+            let more = guest.to_toml();
+            return Self::start_with(binaries, 1, pool, &more, PATIENCE_WITH_GUESTS);
+        }
+        Self::start_with(binaries, 1, pool, NAMESPACES, PATIENCE)
+    }
+
+    fn start_with(
         binaries: &Path,
         nodes: u32,
         pool: &str,
         more: &str,
+        patience: Duration,
     ) -> Result<Self, RigError> {
         let folder = tempfile::tempdir().map_err(system("make a folder"))?;
         let mut text = format!(
             "name = \"{NAME}\"\n[memory]\npath = \"pod\"\npool = \"{pool}\"\nnode_capacity = {}\n\
-             {more}\n[defaults]\nbackend = \"namespace\"\nmax_restarts_per_minute = 600\n",
+             {more}\n",
             nodes.max(4)
         );
         for id in 1..=nodes {
@@ -107,6 +157,7 @@ impl Rig {
             .map_err(system("start lupin-fabricd"))?;
         let mut rig = Self {
             folder,
+            patience,
             manager: Some(manager),
             watched: 0,
             learnt: Vec::new(),
@@ -165,11 +216,12 @@ impl Rig {
             if let Some(value) = happens(self)? {
                 return Ok(value);
             }
-            if begin.elapsed() > PATIENCE {
+            if begin.elapsed() > self.patience {
                 let log = std::fs::read_to_string(self.path().join("log")).unwrap_or_default();
                 let lines: Vec<&str> = log.lines().rev().take(20).collect();
                 return Err(RigError::Late {
                     what: what.into(),
+                    patience: self.patience,
                     log: lines.into_iter().rev().collect::<Vec<_>>().join("\n"),
                 });
             }
@@ -202,6 +254,21 @@ impl Rig {
             .exec(node, spec)?
             .collect()?;
         Ok(())
+    }
+
+    /// Runs a program in a node to its end; gives what it wrote.
+    pub fn output_of(&self, node: &str, argv: &[&str]) -> Result<String, RigError> {
+        let spec = ExecSpec {
+            argv: argv.iter().map(|&word| word.into()).collect(),
+            ..ExecSpec::default()
+        };
+        let done = Client::connect(&self.runtime())?.exec(node, spec)?;
+        let (out, err, status) = done.collect()?;
+        if status != ExecStatus::Code(0) {
+            let said = format!("{status:?}: {}", String::from_utf8_lossy(&err));
+            return Err(system(format!("run {argv:?}"))(io::Error::other(said)));
+        }
+        Ok(String::from_utf8_lossy(&out).into_owned())
     }
 
     fn watch_file(&self) -> PathBuf {

@@ -18,7 +18,7 @@ pub use hang::hang;
 use lupin_report::{Bar, Row};
 pub use notify::Notify;
 pub use scale::Scale;
-pub use segments::segments;
+pub use segments::Segments;
 pub use wakeup::Wakeup;
 
 /// Nodes that fail in turn: one that fails often is restarted ever later. Node 1 watches.

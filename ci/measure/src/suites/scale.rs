@@ -179,6 +179,7 @@ fn wait<T>(what: &str, mut happens: impl FnMut() -> Option<T>) -> Result<T, RigE
         if begin.elapsed() > PATIENCE {
             return Err(RigError::Late {
                 what: what.into(),
+                patience: PATIENCE,
                 log: String::new(),
             });
         }
