@@ -190,8 +190,10 @@ impl Server {
 
     /// Takes the segments of a group, or of all, from a process that has left.
     pub(super) fn take_from_former(&mut self, pid: u32, group: Option<GroupId>) {
-        if !self.take_segments(pid, group, true) {
-            self.former.push((pid, group));
+        let former = (pid, group);
+        // Once, however often it joins and leaves meanwhile.
+        if !self.take_segments(pid, group, true) && !self.former.contains(&former) {
+            self.former.push(former);
         }
     }
 
