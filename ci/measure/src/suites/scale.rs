@@ -88,8 +88,10 @@ impl Scale {
         for id in 1..=self.nodes {
             text += &format!("[[node]]\nid = {id}\n");
         }
-        Pod::parse(&text, &folder.join("pod.toml"))
-            .map_err(|e| system("make the pod file")(std::io::Error::other(e)))
+        let file = folder.join("pod.toml");
+        // The manager keeps a copy.
+        std::fs::write(&file, &text).map_err(system("write the pod file"))?;
+        Pod::parse(&text, &file).map_err(|e| system("make the pod file")(std::io::Error::other(e)))
     }
 
     fn measure(&self, pod: &dyn PodControl, heart: &Heart, tid: u32) -> Result<Report, RigError> {
