@@ -231,8 +231,8 @@ fn fails_while_lacking(resource: libc::__rlimit_resource_t, soft: u64, signal: S
     let last = pod.status();
     assert_eq!(last.nodes[1].pid, first.nodes[1].pid);
     // And all of the manager works again.
-    pod.client().kill("n1").unwrap();
     let (_, generation) = books.entry(1);
+    pod.client().kill("n1").unwrap();
     wait_until("the node to be started again", || {
         pod.has_joined("n1", generation + 1)
     });
