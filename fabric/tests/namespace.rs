@@ -357,16 +357,19 @@ fn a_backup_takes_the_place_of_a_dead_manager_and_of_a_hung_one() {
     assert_eq!(status.epoch, 3);
     assert_eq!(status.nodes[0].pid, first.nodes[0].pid);
 
-    // A backup that dies is replaced; a second one has nothing to do.
+    // A backup that dies is replaced; a second one has nothing to do. Not before the first stands
+    // by: who comes first does.
+    let stands_by = format!("standing by for manager {third}\n");
+    let standing_by = || pod.log().matches(&stands_by).count();
+    wait_until("the last backup", || standing_by() == 1);
     signal_process(last_backup, Signal::SIGKILL);
     wait_until("another backup", || {
         let backup = pod.status().backup_pid;
         backup.is_some_and(|pid| pid != last_backup)
     });
-    wait_until("it stands by", || {
-        let output = pod.command().arg("--standby").output().unwrap();
-        output.status.code() == Some(3)
-    });
+    wait_until("it stands by", || standing_by() == 2);
+    let output = pod.command().arg("--standby").output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", pod.log());
 
     // The pod goes down, and with it everybody.
     let backup = pod.status().backup_pid.unwrap();

@@ -175,6 +175,30 @@ fn nobody_listens_once_the_server_is_gone() {
 }
 
 #[test]
+fn what_was_asked_before_is_answered_when_the_server_goes() {
+    let mut bench = bench();
+    let mut follower = bench.client().events(None, true).unwrap();
+    let busy = bench.manager.calls.lock().unwrap();
+    let server = bench.server.take();
+    std::thread::scope(|scope| {
+        let mut client = bench.client();
+        let asking = scope.spawn(move || client.upgrade(None));
+        // Until it has been read by the server, which then waits for the manager.
+        std::thread::sleep(Duration::from_millis(100));
+        let going = scope.spawn(move || drop(server));
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!going.is_finished(), "the server did not wait");
+        drop(busy);
+        asking.join().unwrap().unwrap();
+        going.join().unwrap();
+    });
+    // Who follows is not waited for, since it never has all.
+    let item = follower.next_item();
+    assert!(!matches!(item, Ok(Some(StreamItem::Event(_)))), "{item:?}");
+    assert_eq!(*bench.manager.calls.lock().unwrap(), ["upgrade None"]);
+}
+
+#[test]
 fn a_stale_socket_is_replaced_and_a_file_in_the_way_is_not() {
     let bench = bench();
     let other = bench.folder.path().join("other.sock");

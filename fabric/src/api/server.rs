@@ -25,7 +25,8 @@ use crate::sys::socket::listen;
 /// Most connections at once.
 pub const MAX_CLIENTS: usize = 64;
 
-/// A running control server; dropping it closes every client and removes the socket.
+/// A running control server; dropping it removes the socket, answers what was asked before for at
+/// most a second, and closes every client.
 #[derive(Debug)]
 pub struct Server {
     clients: Arc<Clients>,
@@ -66,9 +67,7 @@ impl Drop for Server {
         {
             let _ = thread.join();
         }
-        for stream in self.clients.lock().values() {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
+        self.clients.part();
     }
 }
 

@@ -73,7 +73,8 @@ pub struct ManagerHandle {
     epoch: u64,
     /// Process id of the backup manager, 0 if there is none.
     pub backup_pid: AtomicU32,
-    queue: Mutex<VecDeque<Command>>,
+    /// None once the manager's thread takes no more.
+    queue: Mutex<Option<VecDeque<Command>>>,
     pub(super) wake: EventFd,
     view: Mutex<View>,
     pub(super) links: Mutex<BTreeMap<NodeId, Arc<AgentLink>>>,
@@ -99,7 +100,7 @@ impl ManagerHandle {
             folder: folder.into(),
             epoch,
             backup_pid: AtomicU32::new(0),
-            queue: Mutex::default(),
+            queue: Mutex::new(Some(VecDeque::new())),
             wake: EventFd::from_value_and_flags(0, flags)?,
             view: Mutex::default(),
             links: Mutex::default(),
@@ -107,13 +108,25 @@ impl ManagerHandle {
     }
 
     pub(super) fn send(&self, command: Command) {
-        lock(&self.queue).push_back(command);
+        match lock(&self.queue).as_mut() {
+            Some(queue) => queue.push_back(command),
+            // Who waits for an answer learns that there will be none.
+            None => return,
+        }
         // Fails only when the counter is full, and then the loop is being woken already.
         let _ = self.wake.write(1);
     }
 
     pub(super) fn take_commands(&self) -> VecDeque<Command> {
-        std::mem::take(&mut *lock(&self.queue))
+        lock(&self.queue)
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
+    /// Takes no more commands, and drops those that nobody will obey.
+    pub(super) fn close(&self) {
+        drop(lock(&self.queue).take());
     }
 
     pub(super) fn view(&self) -> MutexGuard<'_, View> {

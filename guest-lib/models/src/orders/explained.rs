@@ -272,22 +272,19 @@ pub(super) const EXPLAINED: &[Explained] = &[
         file: "log/mod.rs",
         function: "begin",
         numbers: &[],
-        reason: "at the owner's death, which is an access of its own in these models, \
-                 redundant beside the verdict; it keeps the compiler from moving what is around it",
+        reason: LOG_FENCES,
     },
     Explained {
         file: "log/mod.rs",
         function: "apply",
         numbers: &[],
-        reason: "at the owner's death, which is an access of its own in these models, \
-                 redundant beside the verdict; it keeps the compiler from moving what is around it",
+        reason: LOG_FENCES,
     },
     Explained {
         file: "log/mod.rs",
         function: "commit",
         numbers: &[],
-        reason: "at the owner's death, which is an access of its own in these models, \
-                 redundant beside the verdict; it keeps the compiler from moving what is around it",
+        reason: LOG_FENCES,
     },
     Explained {
         file: "log/mod.rs",
