@@ -141,8 +141,6 @@ fn a_guest_is_paused_and_resumed_through_its_vmm() {
     wait_until("the bell", || instance.ring());
     instance.pause().unwrap();
     instance.pause().unwrap();
-    // The last store of this simple VMM may be under way.
-    std::thread::sleep(Duration::from_millis(10));
     bench.check_still();
     instance.resume().unwrap();
     bench.wait_for_stores();

@@ -98,6 +98,7 @@ impl Core {
         if takeover {
             self.call_missed_hooks();
         }
+        self.look_at_the_adopted();
     }
 
     /// Looks for the process on record.
@@ -143,7 +144,7 @@ impl Core {
             started_ns: record.started_ns,
         };
         if let Some(node) = self.nodes.get_mut(&id) {
-            // Whether it has joined, the next look at its section tells.
+            // Whether it has joined, a look at its section tells, when all are taken over.
             node.phase = Phase::Starting;
         }
         self.take_life(id, life);

@@ -9,6 +9,7 @@ use lupin_abi::fabric::NodeState;
 
 use super::crash::injection::kill_at;
 use super::fake::{FakeManager, Killed, Play, Seen, World, id};
+use crate::api::NodeAction;
 
 /// A day in the life of a pod: it comes up, one node dies, another is killed by an operator.
 fn day(world: &Arc<World>, takeover: bool) {
@@ -113,6 +114,24 @@ fn killed_on_a_day(polite: bool, twice: bool) -> Vec<&'static str> {
         play.kill_two(check)
     } else {
         play.kill_one(check)
+    }
+}
+
+#[test]
+fn what_only_a_joined_node_can_do_is_asked_right_after_a_takeover() {
+    for action in [
+        NodeAction::Pause {},
+        NodeAction::Drain {
+            wait_ms: 10_000,
+            grace_ms: 1000,
+        },
+    ] {
+        let world = World::new("");
+        drop(FakeManager::up(&world));
+        let mut manager = FakeManager::start(&world, true);
+        // Nobody has looked at a heartbeat yet.
+        manager.steer(2, action).unwrap();
+        assert_eq!(world.state_of(1), NodeState::Joined);
     }
 }
 

@@ -117,6 +117,20 @@ impl Core {
         }
     }
 
+    /// Looks whether nodes that were adopted have joined, before anybody asks something of them
+    /// that only a node that has joined can do.
+    pub(super) fn look_at_the_adopted(&mut self) {
+        let now = self.now();
+        let adopted = self.nodes.iter().filter(|(id, node)| {
+            matches!(node.phase, Phase::Starting)
+                && self.agent_state(**id) == Some(AgentState::Joined)
+        });
+        let adopted: Vec<NodeId> = adopted.map(|(id, _)| *id).collect();
+        for id in adopted {
+            self.look_for_join(id, now);
+        }
+    }
+
     /// What the agent of the life with the given generation says of itself.
     fn agent_state(&self, id: NodeId) -> Option<AgentState> {
         let life = self.nodes.get(&id)?.life.as_ref()?;

@@ -77,8 +77,12 @@ pub fn vmm_program() {
         Arc::new(AtomicBool::new(false)),
     );
     let (tid_sender, tid) = std::sync::mpsc::channel();
-    let paused = Arc::new(AtomicBool::new(false));
-    let (f, s, p) = (fenced.clone(), stopped.clone(), paused.clone());
+    let (paused, stands) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let (f, s) = (fenced.clone(), stopped.clone());
+    let (p, stands_still) = (paused.clone(), stands.clone());
     std::thread::spawn(move || {
         tid_sender
             .send(nix::unistd::gettid().as_raw() as u32)
@@ -87,7 +91,9 @@ pub fn vmm_program() {
         section.introduce(generation, 1, 1);
         section.set_state(AgentState::Joined);
         while !f.load(Ordering::Acquire) {
-            if p.load(Ordering::Acquire) {
+            let pause = p.load(Ordering::Acquire);
+            stands_still.store(pause, Ordering::Release);
+            if pause {
                 std::thread::yield_now();
                 continue;
             }
@@ -147,9 +153,17 @@ pub fn vmm_program() {
                 Request::Pause if !paused.swap(true, Ordering::Release) => Reply::Error {
                     message: "1 vCPUs have not left the guest yet".into(),
                 },
-                Request::Pause => Reply::Paused,
+                Request::Pause => {
+                    while !stands.load(Ordering::Acquire) {
+                        std::thread::yield_now();
+                    }
+                    Reply::Paused
+                }
                 Request::Resume => {
                     paused.store(false, Ordering::Release);
+                    while stands.load(Ordering::Acquire) {
+                        std::thread::yield_now();
+                    }
                     Reply::Resumed
                 }
                 Request::Quit => exit(ExitStatus::Stopped),
