@@ -8,7 +8,7 @@
 //! * `ci/tests/pod_namespace*.rs`: as root on this machine;
 //! * `ci/tests/pod_kvm*.rs` and the ignored tests of the VMM: in the nested host, with guests of 6.1;
 //!   `pod_kvm_segments.rs` with guests of 6.12 as well;
-//! * `ci/tests/pod_debian.rs`: in there as well, and only when asked for, since two
+//! * `ci/tests/pod_debian*.rs`: in there as well, and only when asked for, since two
 //!   emulated guests take minutes to start all that a Debian starts.
 
 use std::fmt;
@@ -310,7 +310,7 @@ impl Context {
                 let disk = self.folder.join("debian.img");
                 debian::build(&kernel, &products::directory(Profile::Dev), &disk)?;
                 let mut pods = host::cargo("test");
-                pods.args(["--package", "xtask", "--test", "pod_debian"]);
+                pods.args(["--package", "xtask", "--test", "pod_debian*"]);
                 pods.env(runner::DISK, &disk);
                 self.run_nested(&mut pods, DEBIAN_LIMIT)?;
             }

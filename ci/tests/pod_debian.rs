@@ -14,31 +14,10 @@ use lupin_abi::event::Cause;
 /// Emulated, a Debian takes two minutes from its kernel to its last service.
 const LIMIT: Duration = Duration::from_secs(600);
 
-fn variable(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"))
-}
-
 #[test]
 #[ignore = "needs a KVM that runs stock kernels, and a disk with a system"]
 fn two_debians_share_one_disk_and_come_back() {
-    let words = std::env::var("LUPIN_TEST_CMDLINE").unwrap_or_else(|_| "quiet".into());
-    let pod = up(&PodSpec {
-        beat_ms: 100,
-        deadline_ms: 10_000,
-        join_timeout_ms: 500_000,
-        guest: Some(Guest {
-            kernel: variable("LUPIN_TEST_KERNEL").into(),
-            initramfs: variable("LUPIN_TEST_INITRAMFS").into(),
-            memory: "512M".into(),
-            cpus: 1,
-        }),
-        extra_defaults: format!(
-            "cmdline = \"{words} root=/dev/vda systemd.show_status=no\"\n\
-             [[defaults.disk]]\npath = {:?}\naccess = \"overlay\"",
-            variable("LUPIN_TEST_DISK")
-        ),
-        ..namespace_spec("debian", 2)
-    });
+    let pod = up(&debian_spec("debian", 2));
 
     // It is a Debian with systemd, and its agent is the package's.
     for node in [1, 2] {
@@ -52,13 +31,8 @@ fn two_debians_share_one_disk_and_come_back() {
             .expect("dpkg-query");
         assert_eq!(status, "install ok installed");
     }
-    // The agent joins early; until all has started, an emulated systemd has no time for questions.
     for node in [1, 2] {
-        wait_until("a system that has started", LIMIT, || {
-            let state = pod.exec(node, &["systemctl", "is-system-running"]).output();
-            let state = text(&state.expect("exec starts"));
-            ["running", "degraded"].contains(&state.trim())
-        });
+        wait_for_services(&pod, node, LIMIT);
         let failed = [
             "systemctl",
             "list-units",

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A holder in node 2, and a waiter in node 1 that tells how its waits ended.
+/// A holder in a node, and a waiter in node 1 that tells how its waits ended.
 struct Sleepers {
     _programs: [KillOnDrop; 2],
     folder: tempfile::TempDir,
@@ -23,11 +23,17 @@ struct Sleepers {
 #[derive(Debug)]
 struct Wait {
     kind: String,
+    /// From the release.
+    ns: u64,
     looks: u64,
 }
 
 impl Sleepers {
     fn start(pod: &Pod, rounds: u32, hold_ms: u64) -> Self {
+        Self::with_holder(pod, 2, rounds, hold_ms)
+    }
+
+    fn with_holder(pod: &Pod, holder: u32, rounds: u32, hold_ms: u64) -> Self {
         let folder = tempfile::tempdir().expect("folder");
         let (rounds, ms) = (rounds.to_string(), hold_ms.to_string());
         let file = path(&folder);
@@ -40,7 +46,7 @@ impl Sleepers {
             let command = command.stdin(Stdio::null());
             KillOnDrop(command.spawn().expect("sleeper starts"))
         };
-        let holder = start(2, &["hold", "--ms", &ms]);
+        let holder = start(holder, &["hold", "--ms", &ms]);
         let waiter = start(1, &["wait", file]);
         Self {
             _programs: [holder, waiter],
@@ -69,6 +75,7 @@ fn read(file: &Path) -> Vec<Wait> {
             let words: Vec<&str> = line.split_whitespace().collect();
             Wait {
                 kind: words[1].into(),
+                ns: words[2].parse().expect("nanoseconds"),
                 looks: words[3].parse().expect("looks"),
             }
         })
@@ -118,4 +125,19 @@ fn without_a_manager_a_sleeper_finds_the_release_itself() {
     kill(manager, Signal::SIGCONT).expect("go on");
     let waits = sleepers.ended(8);
     assert!(waits.iter().all(|wait| wait.kind == "clean"), "{waits:?}");
+}
+
+#[test]
+#[ignore = "needs root and the built products"]
+fn in_a_pod_of_eighteen_nodes_those_of_the_same_class_wake_each_other() {
+    // A sleeper leaves the class of its node, one of sixteen.
+    let pod = up(&namespace_spec("wake-many", 18));
+    let waits = Sleepers::with_holder(&pod, 17, 9, 1_000).ended(9);
+    for wait in &waits {
+        assert_eq!(wait.kind, "clean", "{waits:?}");
+        assert!(wait.looks < FEW_LOOKS, "{waits:?}");
+    }
+    // Who is not woken looks every 250 ms: a quarter of such waits are as short as these.
+    let woken = waits.iter().filter(|wait| wait.ns < 60_000_000).count();
+    assert!(woken >= 6, "{waits:?}");
 }

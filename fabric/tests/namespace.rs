@@ -383,6 +383,44 @@ fn a_backup_takes_the_place_of_a_dead_manager_and_of_a_hung_one() {
     assert!(pod.log().contains("nothing to stand by for"));
 }
 
+#[test]
+fn a_backup_that_is_killed_while_it_starts_is_replaced_and_the_next_takes_over() {
+    use nix::sys::signal::Signal;
+    let mut pod = TestPod::new(1, "[manager]\nbackup = true\nbackup_timeout_ms = 20000\n");
+    pod.start();
+    let first = pod.wait_joined(&[1]);
+    // From before it is executed until it stands by, which is a matter of milliseconds.
+    let mut last = 0;
+    let delays = [0, 1, 3, 10];
+    for delay in delays {
+        let mut backup = None;
+        wait_until("a backup", || {
+            backup = pod.status().backup_pid.filter(|pid| *pid != last);
+            backup.is_some()
+        });
+        last = backup.unwrap();
+        std::thread::sleep(Duration::from_millis(delay));
+        signal_process(last, Signal::SIGKILL);
+    }
+    let manager = first.manager_pid;
+    let stands_by = format!("standing by for manager {manager}\n");
+    wait_until("one that stands by", || {
+        let log = pod.log();
+        let after = log
+            .match_indices("the backup manager has ended")
+            .nth(delays.len() - 1);
+        after.is_some_and(|(at, _)| log[at..].contains(&stands_by))
+    });
+    signal_process(manager, Signal::SIGKILL);
+    let (second, _) = wait_for_successor(&pod, manager);
+    assert_ne!(second, last);
+    let status = pod.wait_joined(&[1]);
+    assert_eq!(status.nodes[0].pid, first.nodes[0].pid, "nobody noticed");
+    pod.manager.take().unwrap().wait().unwrap();
+    signal_process(second, Signal::SIGTERM);
+    wait_until("the end of the manager", || is_gone(second));
+}
+
 /// As [`wait_for_successor`]; the control socket of a stopped manager takes connections and
 /// never answers, so look at the epoch first.
 fn wait_for_successor_of_stopped(pod: &TestPod, before: u32, memory: &Mapped) -> (u32, u32) {

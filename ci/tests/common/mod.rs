@@ -47,13 +47,18 @@ pub fn namespace_spec(name: &str, nodes: u32) -> PodSpec {
     }
 }
 
-/// A pod of KVM guests, with what the test runner put there for them.
+/// What the test runner put there for a guest.
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"))
+}
+
+/// Every character on the console is an exit.
+fn cmdline() -> String {
+    std::env::var("LUPIN_TEST_CMDLINE").unwrap_or_else(|_| "quiet".into())
+}
+
+/// A pod of KVM guests.
 pub fn kvm_spec(name: &str, nodes: u32) -> PodSpec {
-    let path = |name: &str| -> PathBuf {
-        std::env::var_os(name)
-            .unwrap_or_else(|| panic!("{name} is not set"))
-            .into()
-    };
     PodSpec {
         // Emulated guests have little time to beat in, and beat with gaps of up to 100 ms and
         // more; a hang must still be found.
@@ -62,18 +67,43 @@ pub fn kvm_spec(name: &str, nodes: u32) -> PodSpec {
         join_timeout_ms: 120_000,
         pool: "64M".into(),
         guest: Some(Guest {
-            kernel: path("LUPIN_TEST_KERNEL"),
-            initramfs: path("LUPIN_TEST_INITRAMFS"),
+            kernel: variable("LUPIN_TEST_KERNEL").into(),
+            initramfs: variable("LUPIN_TEST_INITRAMFS").into(),
             memory: "256M".into(),
             cpus: 1,
         }),
-        // Every character on the console is an exit.
-        extra_defaults: format!(
-            "cmdline = {:?}",
-            std::env::var("LUPIN_TEST_CMDLINE").unwrap_or_else(|_| "quiet".into())
-        ),
+        extra_defaults: format!("cmdline = {:?}", cmdline()),
         ..namespace_spec(name, nodes)
     }
+}
+
+/// A pod of whole Debian systems: all have one disk, and writes of their own.
+pub fn debian_spec(name: &str, nodes: u32) -> PodSpec {
+    let mut spec = PodSpec {
+        deadline_ms: 10_000,
+        join_timeout_ms: 500_000,
+        extra_defaults: format!(
+            "cmdline = \"{} root=/dev/vda systemd.show_status=no\"\n\
+             [[defaults.disk]]\npath = {:?}\naccess = \"overlay\"",
+            cmdline(),
+            variable("LUPIN_TEST_DISK")
+        ),
+        ..kvm_spec(name, nodes)
+    };
+    if let Some(guest) = &mut spec.guest {
+        guest.memory = "512M".into();
+    }
+    spec
+}
+
+/// Waits for all that a Debian starts. Its agent joins early; until the rest has started, an emulated
+/// systemd has no time for questions.
+pub fn wait_for_services(pod: &Pod, node: u32, limit: Duration) {
+    wait_until("a system that has started", limit, || {
+        let state = pod.exec(node, &["systemctl", "is-system-running"]).output();
+        let state = text(&state.expect("exec starts"));
+        ["running", "degraded"].contains(&state.trim())
+    });
 }
 
 /// A pod with its folder, which goes away with it.
