@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use lupin_images::{ImageError, KernelTree};
 
+use crate::bench::{self, Suite};
 use crate::debian::{self, DebianError};
 use crate::demo::{self, DemoArgs, DemoError};
 use crate::fence;
@@ -60,10 +61,9 @@ enum Command {
     Mutants(ProverArgs),
     /// Check the library's algorithms with loom and shuttle
     Models(ProverArgs),
-    /// Measure the library against its peers (locks, alloc, structures), or how fast a pod
-    /// notices failures, wakes sleepers and tells groups (detect, hang, failover, false-kills,
-    /// scale, wakeup, notify), and what its segments cost (segments)
-    Bench(ProverArgs),
+    /// Measure: the library against its peers, how fast a pod notices failures, what segments cost
+    #[command(subcommand)]
+    Bench(bench::Suite),
     /// Fence nodes that store as fast as they can, and look for stores that come later
     Fence(ProverArgs),
     /// Check licences, sources and advisories of all dependencies (installs cargo-deny)
@@ -318,10 +318,14 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Crash(args) => Ok(prover::run(Prover::Crash, &args)?),
         Command::Mutants(args) => Ok(prover::run(Prover::Mutants, &args)?),
         Command::Models(args) => Ok(prover::run(Prover::Models, &args)?),
-        Command::Bench(args) if args.has(segments::SUITE) && args.has(nested_prover::FLAG) => {
-            Ok(segments::run(&args.args)?.status())
+        Command::Bench(suite) => {
+            let nested = matches!(&suite, Suite::Segments(args) if args.has(nested_prover::FLAG));
+            let (prover, args) = suite.program();
+            match nested {
+                true => Ok(segments::run(&args.args)?.status()),
+                false => Ok(prover::run(prover, &args)?),
+            }
         }
-        Command::Bench(args) => Ok(prover::run(Prover::Bench, &args)?),
         Command::Fence(args) if args.has(nested_prover::FLAG) => {
             Ok(fence::run(&args.args)?.status())
         }

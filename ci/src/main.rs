@@ -1,5 +1,6 @@
 //! `cargo xtask`: what the project does with itself. Set-up, tests, demo.
 
+mod bench;
 mod cli;
 mod debian;
 mod demo;

@@ -43,18 +43,6 @@ impl Prover {
     }
 }
 
-/// Suites of `bench` that measure the pod and not the library.
-const POD_SUITES: [&str; 8] = [
-    "detect",
-    "hang",
-    "failover",
-    "false-kills",
-    "scale",
-    "wakeup",
-    "notify",
-    "segments",
-];
-
 /// Arguments for the program; `--help` among them is answered by it.
 #[derive(Debug, clap::Args)]
 #[command(disable_help_flag = true)]
@@ -87,13 +75,6 @@ pub(crate) fn command(prover: Prover) -> Result<Command, RunError> {
 
 /// Builds and runs a program; its exit status is ours.
 pub(crate) fn run(prover: Prover, args: &ProverArgs) -> Result<u8, RunError> {
-    let suite = args.args.iter().find(|word| !word.starts_with('-'));
-    let prover = match suite {
-        Some(suite) if prover == Prover::Bench && POD_SUITES.contains(&suite.as_str()) => {
-            Prover::PodBench
-        }
-        _ => prover,
-    };
     let status = host::run(command(prover)?.args(&args.args))?;
     // Without a code it was killed by a signal, which is no verdict.
     Ok(status

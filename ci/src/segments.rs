@@ -11,8 +11,6 @@ use crate::products::{self, Profile};
 use crate::prover::{self, Prover};
 use crate::setup::{self, Component, Series};
 
-/// The suite.
-pub(crate) const SUITE: &str = "segments";
 /// What the guest boots.
 const SERIES: Series = Series::V6_1;
 
