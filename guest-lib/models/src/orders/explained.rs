@@ -9,6 +9,10 @@ pub(super) struct Explained {
     pub(super) reason: &'static str,
 }
 
+/// Of a log's stores that come between its intent and its commit.
+const LOG_FENCES: &str = "at the owner's death, which is an access of its own in these models, \
+    redundant beside the verdict; it keeps the compiler from moving what is around it";
+
 pub(super) const EXPLAINED: &[Explained] = &[
     Explained {
         file: "lock/tatas.rs",
