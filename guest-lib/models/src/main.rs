@@ -92,7 +92,19 @@ fn run(command: Command) -> Result<ExitCode, ExitCode> {
             (report, long.which.json)
         }
         Command::Orders(which) => {
-            let report = suite::orders(&which.models()?, which.jobs());
+            let models = which.models()?;
+            let (models, others) = suite::with_orders(&models);
+            for model in &others {
+                eprintln!(
+                    "{}: too much for loom, its orders are not tried",
+                    model.name
+                );
+            }
+            if models.is_empty() {
+                eprintln!("error: nothing to try; without --op all structures are tried");
+                return Err(ExitCode::from(2));
+            }
+            let report = suite::orders(&models, which.jobs());
             (report, which.json)
         }
         Command::List => {

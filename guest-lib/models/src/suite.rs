@@ -197,15 +197,16 @@ fn row(model: &Model, what: &str, unit: &str, found: &Found) -> Row {
     .proof(Bar::AtMost(0.0))
 }
 
+/// Those models in which orders can be tried, and the others.
+pub fn with_orders(models: &[&'static Model]) -> (Vec<&'static Model>, Vec<&'static Model>) {
+    let can = |m: &&Model| m.preemptions(Effort::Orders).is_some();
+    models.iter().copied().partition(can)
+}
+
 /// Tries all weaker orders. An order that nobody misses must be among those that are explained.
 pub fn orders(models: &[&Model], jobs: NonZero<usize>) -> Report {
-    let models: Vec<_> = models
-        .iter()
-        .copied()
-        .filter(|m| m.preemptions(Effort::Orders).is_some())
-        .collect();
     let mut report = Report::new("lupin-models orders");
-    let verdicts = orders::explore(&models, jobs, |verdict| {
+    let verdicts = orders::explore(models, jobs, |verdict| {
         let (has, tried) = (verdict.has, verdict.tried);
         let end = match (&verdict.caught, verdict.reason()) {
             (Some((model, _)), _) => format!("caught by {model}"),

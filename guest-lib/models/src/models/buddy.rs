@@ -13,7 +13,7 @@ pub(super) const MODELS: &[Model] = &[
     Model {
         name: "buddy.two",
         scene: || nodes(2, 2),
-        loom: Some(LoomRun::long(1)),
+        loom: Some(LoomRun::long(1).orders(1)),
         ..Model::WITH_DEATHS
     },
     Model {

@@ -15,13 +15,13 @@ pub(super) const MODELS: &[Model] = &[
     Model {
         name: "heap.free_twice",
         scene: free_twice,
-        loom: Some(LoomRun::long(1)),
+        loom: Some(LoomRun::long(1).orders(1)),
         ..Model::WITH_DEATHS
     },
     Model {
         name: "heap.hand_over",
         scene: hand_over,
-        loom: Some(LoomRun::long(1)),
+        loom: Some(LoomRun::long(1).orders(1)),
         ..Model::WITH_DEATHS
     },
     Model {

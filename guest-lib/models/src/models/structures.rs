@@ -16,7 +16,7 @@ pub(super) const MODELS: &[Model] = &[
     Model {
         name: "queue.pass",
         scene: pass,
-        loom: Some(LoomRun::long(1)),
+        loom: Some(LoomRun::long(1).orders(1)),
         is_heavy: true,
         ..Model::WITH_DEATHS
     },
@@ -35,7 +35,7 @@ pub(super) const MODELS: &[Model] = &[
     Model {
         name: "map.pass",
         scene: in_turn::<Map<'static>>,
-        loom: Some(LoomRun::long(0)),
+        loom: Some(LoomRun::long(0).orders(0)),
         is_heavy: true,
         ..Model::WITH_DEATHS
     },
@@ -54,7 +54,7 @@ pub(super) const MODELS: &[Model] = &[
     Model {
         name: "list.pass",
         scene: in_turn::<List<'static>>,
-        loom: Some(LoomRun::long(1)),
+        loom: Some(LoomRun::long(1).orders(1)),
         is_heavy: true,
         ..Model::WITH_DEATHS
     },
