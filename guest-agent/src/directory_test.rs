@@ -498,7 +498,7 @@ fn the_directory_can_be_full_and_a_user_cannot_fill_it() {
 /// A group in the tables, with a member on a node.
 fn group(directory: &Directory, name: &str, quota: Option<u64>) -> GroupId {
     let mut groups = crate::groups::Groups::new(Arc::clone(directory.memory()), false);
-    let peer = crate::socket::Peer {
+    let peer = crate::peer::Peer {
         pid: 1,
         uid: 0,
         gid: 0,

@@ -51,6 +51,7 @@ pub mod link;
 pub mod logging;
 pub mod memory;
 mod notify;
+pub mod peer;
 pub mod poll;
 mod priority;
 mod proc_events;

@@ -1,7 +1,6 @@
 //! From the file as written to a pod that can be run.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,12 +8,12 @@ use lupin_abi::NodeId;
 use lupin_abi::id::MAX_NODES;
 use lupin_abi::layout::{GRANULE, MAX_POD_NAME, PodHeader, system_size_for};
 
-use super::policy::{self, Action, Policies, Restart};
-use super::raw::{self, BackendKind, RestartKind};
+use super::complaint::Complaint;
+use super::policy::{self, Action, Policies, Restart, RestartKind};
+use super::raw::{self, BackendKind};
 use super::size::{Size, display};
 use super::{
-    Api, ApiTcp, Backend, Backup, Guest, Heartbeat, Memory, Node, Pod, PodFileError, base_of,
-    disks, line,
+    Api, ApiTcp, Backend, Backup, Guest, Heartbeat, Memory, Node, Pod, PodFileError, base_of, disks,
 };
 
 /// Longest name of a node: it is a folder name and part of socket paths.
@@ -56,58 +55,8 @@ impl HostLimits {
     }
 }
 
-/// Builds errors of one file.
-pub(super) struct Complaint<'a> {
-    file: &'a Path,
-    text: &'a str,
-}
-
-impl Complaint<'_> {
-    /// The pod file.
-    pub(super) fn file(&self) -> &Path {
-        self.file
-    }
-
-    pub(super) fn about(
-        &self,
-        key: impl Display,
-        value: impl Display,
-        problem: impl Into<String>,
-        advice: impl Into<String>,
-    ) -> PodFileError {
-        let (key, value) = (key.to_string(), value.to_string());
-        PodFileError::Value {
-            file: self.file.into(),
-            line: line::of(self.text, &key, &value),
-            key: key.into(),
-            value: value.into(),
-            problem: problem.into(),
-            advice: advice.into(),
-        }
-    }
-
-    /// Sections and guest memories are whole granules.
-    fn whole_granules(&self, key: &str, size: &Size, least: u64) -> Result<u64, PodFileError> {
-        if !size.bytes.is_multiple_of(GRANULE) {
-            let below = size.bytes - size.bytes % GRANULE;
-            let advice = if below < least {
-                format!("use {}", display(least))
-            } else {
-                format!("use {} or {}", display(below), display(below + GRANULE))
-            };
-            let problem = "it is not a multiple of 2 MiB";
-            return Err(self.about(key, size, problem, advice));
-        }
-        if size.bytes < least {
-            let advice = format!("use at least {}", display(least));
-            return Err(self.about(key, size, "it is too small", advice));
-        }
-        Ok(size.bytes)
-    }
-}
-
 pub(super) fn check(raw: raw::PodFile, text: &str, file: &Path) -> Result<Pod, PodFileError> {
-    let complain = Complaint { file, text };
+    let complain = Complaint::of(file, text);
     check_name(&complain, "name", &raw.name, MAX_POD_NAME)?;
     let base = base_of(file);
     let heartbeat = check_heartbeat(&complain, &raw.heartbeat)?;
@@ -488,20 +437,14 @@ fn check_policies(
 
 pub(super) fn check_sharing(pod: &Pod) -> Result<(), PodFileError> {
     let text = std::fs::read_to_string(&pod.file).unwrap_or_default();
-    let complain = Complaint {
-        file: &pod.file,
-        text: &text,
-    };
+    let complain = Complaint::of(&pod.file, &text);
     disks::check_sharing(&complain, &pod.nodes)
 }
 
 pub(super) fn check_host(pod: &Pod, limits: &HostLimits) -> Result<(), PodFileError> {
     // Only to say where; it was read before.
     let text = std::fs::read_to_string(&pod.file).unwrap_or_default();
-    let complain = Complaint {
-        file: &pod.file,
-        text: &text,
-    };
+    let complain = Complaint::of(&pod.file, &text);
     let total = u64::from(pod.memory.node_capacity + 1) * GRANULE + pod.memory.system;
     let total = total.saturating_add(pod.memory.pool);
     if let Some(free) = limits.free_for_memory.filter(|free| *free < total) {

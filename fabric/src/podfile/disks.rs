@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use lupin_abi::NodeId;
 
-use super::check::Complaint;
+use super::complaint::Complaint;
 use super::raw::{self, DiskAccess};
 use super::{Backend, Disk, Node, PodFileError};
 

@@ -17,6 +17,7 @@
 
 mod check;
 mod compare;
+mod complaint;
 mod disks;
 mod line;
 mod policy;
@@ -34,8 +35,8 @@ use serde::{Deserialize, Serialize};
 
 pub use check::HostLimits;
 pub use compare::{Difference, Effect, compare};
-pub use policy::{Policies, Restart};
-pub use raw::{BackendKind, DeadlineClock, DiskAccess, RestartKind};
+pub use policy::{Policies, Restart, RestartKind};
+pub use raw::{BackendKind, DeadlineClock, DiskAccess};
 
 /// A pod file that was read and checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

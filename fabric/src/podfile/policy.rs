@@ -7,12 +7,20 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::raw::RestartKind;
-
 /// Most delays in a back-off.
 pub(super) const MOST_DELAYS: usize = 32;
 /// Longest delay of a back-off.
 pub(super) const LONGEST_DELAY: Duration = Duration::from_secs(3600);
+
+/// The values of `restart`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartKind {
+    /// Start the node again whatever ended it.
+    Always,
+    /// Leave it down.
+    Never,
+}
 
 /// What to do when a node ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::policy::On;
+use super::policy::{On, RestartKind};
 use super::size::Size;
 
 #[derive(Debug, Deserialize)]
@@ -198,14 +198,4 @@ pub enum DiskAccess {
     Overlay,
     /// The same, but the overlay is kept, in the folder of the pod file.
     KeptOverlay,
-}
-
-/// The values of `restart`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RestartKind {
-    /// Start the node again whatever ended it.
-    Always,
-    /// Leave it down.
-    Never,
 }

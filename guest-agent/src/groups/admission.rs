@@ -13,7 +13,7 @@ use lupin_abi::groups::{Admission, Group, HASH_SIZE, MAX_RULES, SALT_SIZE, Secre
 use sha2::{Digest, Sha256};
 
 use super::GroupError;
-use crate::socket::Peer;
+use crate::peer::Peer;
 
 /// What is kept of a secret: salt, and hash of both.
 type Kept = ([u8; SALT_SIZE], [u8; HASH_SIZE]);

@@ -16,7 +16,7 @@ use lupin_abi::groups::{GroupId, Leftover, MemberEntry, MemberState, Row};
 use super::{GroupError, Groups, is_life, not_found};
 use crate::crash::crash_point;
 use crate::directory::LOCK_TIMEOUT;
-use crate::socket::Peer;
+use crate::peer::Peer;
 use crate::threads::Thread;
 
 /// A member of this node that was expelled, and whose process still has the group's memory.

@@ -40,7 +40,7 @@ use lupin_abi::groups::{
 use crate::crash::crash_point;
 use crate::directory::{LOCK_TIMEOUT, name_is_valid};
 use crate::memory::PodMemory;
-use crate::socket::Peer;
+use crate::peer::Peer;
 use crate::threads::Thread;
 pub use error::GroupError;
 pub use expulsion::Expelled;

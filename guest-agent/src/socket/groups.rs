@@ -7,10 +7,10 @@ use lupin_abi::groups::{GroupId, GroupReply, GroupRequest};
 use lupin_abi::socket::{RefusalCode, Reply};
 use lupin_abi::{InstanceId, ThreadId};
 
-use super::packet::Peer;
 use super::requests::{Answer, Refusal, refusal};
 use super::{LOGGED_PER_TICK, Server};
 use crate::groups::{GroupError, Watched};
+use crate::peer::Peer;
 use crate::poll::Poller;
 use crate::segments::LeaseId;
 use crate::threads::Thread;

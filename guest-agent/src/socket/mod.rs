@@ -46,6 +46,7 @@ use nix::sys::socket::{
 };
 
 use crate::groups::{Expelled, Groups, Watch};
+use crate::peer::Peer;
 use crate::poll::{Poller, READABLE, Source};
 use crate::proc_events::ProcEvents;
 use crate::segments::Segments;
@@ -54,7 +55,6 @@ use crate::threads::{Thread, Threads};
 use crate::wakes::Wakes;
 use deaths::Unburied;
 use limits::{Limits, Paced};
-pub use packet::Peer;
 use packet::Received;
 use process::{Process, Processes};
 

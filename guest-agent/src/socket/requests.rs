@@ -11,9 +11,9 @@ use lupin_abi::{ABI_VERSION, Generation, ThreadId};
 
 use super::Server;
 use super::limits::THREADS_PER_PROCESS;
-use super::packet::Peer;
 use crate::directory::{DirectoryError, NewSegment};
 use crate::memory::{MemoryError, Owner, SectionFd};
+use crate::peer::Peer;
 use crate::poll::Poller;
 use crate::segments::{LeaseId, Scrubbed, SegmentError};
 use crate::task;
