@@ -27,8 +27,8 @@ enum Command {
     Long(Long),
     /// Gives each access of the library every weaker memory order: all must be missed
     ///
-    /// With `--op`, by those models: what a lock under another structure needs is missed by the
-    /// models of the lock.
+    /// With `--op`, by those models, and not of the structures under them: what the lock of a queue
+    /// needs is missed by the models of the lock.
     Orders(Which),
     /// Names the models
     List,

@@ -1,5 +1,7 @@
 //! Orders that no model misses, and why each is as it is nevertheless.
 
+mod structures;
+
 /// Accesses whose order is stronger than the models can tell, by file, function, and place in the
 /// function; no places are all.
 pub(super) struct Explained {
@@ -13,7 +15,12 @@ pub(super) struct Explained {
 const LOG_FENCES: &str = "at the owner's death, which is an access of its own in these models, \
     redundant beside the verdict; it keeps the compiler from moving what is around it";
 
-pub(super) const EXPLAINED: &[Explained] = &[
+/// All of them.
+pub(super) fn all() -> impl Iterator<Item = &'static Explained> {
+    EXPLAINED.iter().chain(structures::EXPLAINED)
+}
+
+const EXPLAINED: &[Explained] = &[
     Explained {
         file: "lock/tatas.rs",
         function: "wait",
@@ -217,6 +224,12 @@ pub(super) const EXPLAINED: &[Explained] = &[
         function: "commit",
         numbers: &[1, 2],
         reason: "a look: the swap that commits decides",
+    },
+    Explained {
+        file: "log/mod.rs",
+        function: "note",
+        numbers: &[],
+        reason: LOG_FENCES,
     },
     Explained {
         file: "collections/table.rs",
