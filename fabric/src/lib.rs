@@ -34,6 +34,7 @@
 
 pub mod agent_link;
 pub mod api;
+mod count;
 pub mod http;
 pub mod manager;
 pub mod memory;

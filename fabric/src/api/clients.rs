@@ -4,11 +4,11 @@
 use std::collections::HashMap;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::control::ControlError;
+use crate::count::{Count, Counted};
 
 /// Most connections at once that stream events or run commands.
 pub(super) const MAX_STREAMS: usize = 48;
@@ -21,7 +21,7 @@ const PARTING_PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Clients {
     open: Mutex<HashMap<u64, UnixStream>>,
-    streams: AtomicUsize,
+    streams: Count,
     /// Requests that are being answered; streams do not count.
     asked: Mutex<usize>,
     all_answered: Condvar,
@@ -30,10 +30,6 @@ pub(super) struct Clients {
 /// A request that is being answered, until dropped.
 #[derive(Debug)]
 pub(super) struct Asked<'a>(&'a Clients);
-
-/// The right to stream; given back when dropped.
-#[derive(Debug)]
-pub(super) struct StreamPermit<'a>(&'a AtomicUsize);
 
 impl Clients {
     pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<u64, UnixStream>> {
@@ -66,20 +62,13 @@ impl Clients {
     }
 
     /// Asks for the right to stream.
-    pub(super) fn stream_permit(&self) -> Result<StreamPermit<'_>, ControlError> {
-        // Relaxed: a counter that guards nothing but itself.
-        let taken = self
-            .streams
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-                (n < MAX_STREAMS).then_some(n + 1)
-            });
-        match taken {
-            Ok(_) => Ok(StreamPermit(&self.streams)),
-            Err(_) => Err(ControlError::TooMany {
+    pub(super) fn stream_permit(&self) -> Result<Counted, ControlError> {
+        self.streams
+            .admit(MAX_STREAMS)
+            .ok_or_else(|| ControlError::TooMany {
                 what: "event streams and commands".into(),
                 limit: MAX_STREAMS,
-            }),
-        }
+            })
     }
 }
 
@@ -90,11 +79,5 @@ impl Drop for Asked<'_> {
         if *asked == 0 {
             self.0.all_answered.notify_all();
         }
-    }
-}
-
-impl Drop for StreamPermit<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,7 +1,7 @@
 //! What the routes share: the manager that they ask, the node of a path, the body of a request.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use axum::Json;
@@ -17,6 +17,7 @@ use utoipa::ToSchema;
 
 use super::problem::{Kind, Problem};
 use crate::api::{ControlError, NodeAction, NodeStatus, PodControl, PodStatus};
+use crate::count::{Count, Counted};
 use crate::metrics::Metrics;
 
 /// Longest body of a request, in bytes.
@@ -35,7 +36,7 @@ pub(super) struct App {
     /// The number of the newest event; closed when the server ends.
     pub news: watch::Receiver<u64>,
     /// Event streams at this moment.
-    pub streams: Arc<AtomicUsize>,
+    pub streams: Count,
     /// Events that were overwritten before a follower had read them.
     pub lost: AtomicU64,
     /// Somebody begins to follow: look at the ring more often.
@@ -44,31 +45,14 @@ pub(super) struct App {
     pub alive: watch::Receiver<bool>,
 }
 
-/// The right to stream; given back when dropped.
-pub(super) struct StreamPermit(Arc<AtomicUsize>);
-
-impl Drop for StreamPermit {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl App {
-    pub fn stream_permit(&self) -> Result<StreamPermit, Problem> {
-        // Relaxed: a counter that guards nothing but itself.
-        let taken = self
-            .streams
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-                (n < MAX_STREAMS).then_some(n + 1)
-            });
-        match taken {
-            Ok(_) => Ok(StreamPermit(self.streams.clone())),
-            Err(_) => Err(ControlError::TooMany {
-                what: "event streams".into(),
-                limit: MAX_STREAMS,
-            }
-            .into()),
-        }
+    /// Asks for the right to stream.
+    pub fn stream_permit(&self) -> Result<Counted, Problem> {
+        let too_many = || ControlError::TooMany {
+            what: "event streams".into(),
+            limit: MAX_STREAMS,
+        };
+        Ok(self.streams.admit(MAX_STREAMS).ok_or_else(too_many)?)
     }
 
     /// Calls the manager on a thread where waiting for a lock holds up no other client.

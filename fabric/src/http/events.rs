@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use utoipa::{IntoParams, ToSchema};
 
-use super::app::{App, StreamPermit};
+use super::app::App;
+use crate::count::Counted;
 
 /// Media type of JSON, one object a line.
 pub const NDJSON: &str = "application/x-ndjson";
@@ -112,7 +113,7 @@ struct Follower {
     end: Option<u64>,
     format: Format,
     news: watch::Receiver<u64>,
-    _permit: StreamPermit,
+    _permit: Counted,
 }
 
 impl Follower {
@@ -151,12 +152,7 @@ impl Follower {
 }
 
 /// The events as a body. Ends with the manager, after all that has happened was sent.
-pub(super) fn body(
-    app: Arc<App>,
-    query: EventsQuery,
-    format: Format,
-    permit: StreamPermit,
-) -> Body {
+pub(super) fn body(app: Arc<App>, query: EventsQuery, format: Format, permit: Counted) -> Body {
     let ring = app.control.fabric();
     let oldest = || match ring.read(1) {
         RingRead::Lost { oldest } => oldest,

@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ use super::routes;
 use super::slow::Patient;
 use super::token::Token;
 use crate::api::PodControl;
+use crate::count::Count;
 use crate::metrics::Metrics;
 use crate::sys::socket;
 
@@ -169,12 +170,12 @@ async fn serve(
         control,
         metrics,
         news,
-        streams: Arc::new(AtomicUsize::new(0)),
+        streams: Count::default(),
         lost: AtomicU64::new(0),
         wanted: Notify::new(),
         alive,
     });
-    let open = Arc::new(AtomicUsize::new(0));
+    let open = Count::default();
     let gate = Gate {
         open: open.clone(),
         patience,
@@ -192,7 +193,7 @@ async fn serve(
     // Closes the news, which ends the streams after all that has happened.
     looking.abort();
     let end = Instant::now() + END_PATIENCE;
-    while open.load(Ordering::Relaxed) > 0 && Instant::now() < end {
+    while open.now() > 0 && Instant::now() < end {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -224,7 +225,7 @@ async fn look(
             });
         }
         // A stream that begins reads what is there; what comes later it learns from here.
-        let pause = match app.streams.load(Ordering::Relaxed) {
+        let pause = match app.streams.now() {
             0 => LOOK_EVERY,
             _ => FOLLOW_EVERY,
         };
@@ -235,30 +236,8 @@ async fn look(
 /// Counts connections.
 #[derive(Clone)]
 struct Gate {
-    open: Arc<AtomicUsize>,
+    open: Count,
     patience: Patience,
-}
-
-/// A connection that counts, until it is dropped.
-struct Admitted(Arc<AtomicUsize>);
-
-impl Gate {
-    /// Lets one more in, up to a bound.
-    fn admit(&self, most: usize) -> Option<Admitted> {
-        // Relaxed: a counter that guards nothing but itself.
-        let taken = self
-            .open
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-                (n < most).then_some(n + 1)
-            });
-        taken.is_ok().then(|| Admitted(self.open.clone()))
-    }
-}
-
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 async fn accept_unix(listener: UnixListener, router: Router, gate: Gate) {
@@ -293,7 +272,7 @@ fn admit<S>(stream: S, router: &Router, gate: &Gate)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    if let Some(admitted) = gate.admit(MAX_CONNECTIONS) {
+    if let Some(admitted) = gate.open.admit(MAX_CONNECTIONS) {
         let router = router.clone();
         let patience = gate.patience;
         tokio::spawn(async move {
@@ -307,7 +286,7 @@ where
                 .serve_connection(stream, TowerToHyperService::new(router))
                 .await;
         });
-    } else if let Some(admitted) = gate.admit(2 * MAX_CONNECTIONS) {
+    } else if let Some(admitted) = gate.open.admit(2 * MAX_CONNECTIONS) {
         tokio::spawn(async move {
             let _admitted = admitted;
             let _ = tokio::time::timeout(REFUSAL_PATIENCE, refuse(stream)).await;
