@@ -48,7 +48,7 @@ pub(crate) struct TestArgs {
     #[arg(long, value_enum)]
     skip: Vec<Step>,
     /// Stop everything after this many minutes
-    #[arg(long, value_name = "MINUTES", default_value_t = 45)]
+    #[arg(long, value_name = "MINUTES", default_value_t = 55)]
     time_limit: u64,
 }
 
