@@ -36,9 +36,13 @@ impl Clients {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn asked(&self) -> MutexGuard<'_, usize> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Counts a request as being answered.
     pub(super) fn ask(&self) -> Asked<'_> {
-        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        *self.asked() += 1;
         Asked(self)
     }
 
@@ -52,7 +56,7 @@ impl Clients {
             }
         };
         shutdown(Shutdown::Read);
-        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = self.asked();
         // Whoever does not read its answer is not waited for any longer.
         let waited = self
             .all_answered
@@ -74,7 +78,7 @@ impl Clients {
 
 impl Drop for Asked<'_> {
     fn drop(&mut self) {
-        let mut asked = self.0.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asked = self.0.asked();
         *asked -= 1;
         if *asked == 0 {
             self.0.all_answered.notify_all();

@@ -43,7 +43,7 @@ pub(super) fn serve(
 ) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     while let Some(request) = read_request(&mut reader)? {
-        let mut asked = Some(clients.ask());
+        let asked = clients.ask();
         let reply = match request {
             Err(refusal) => Err(refusal),
             Ok(Request::Status {}) => {
@@ -68,7 +68,7 @@ pub(super) fn serve(
             }
             Ok(Request::Events { from, follow }) => match clients.stream_permit() {
                 Ok(_permit) => {
-                    asked.take();
+                    drop(asked);
                     stream.set_write_timeout(None)?;
                     events(stream, control, from, follow)?;
                     stream.set_write_timeout(Some(REPLY_PATIENCE))?;
@@ -90,7 +90,7 @@ pub(super) fn serve(
                 match started {
                     Ok((_permit, exec)) => {
                         (&*stream).write_all(&line(&Reply::Exec {}))?;
-                        asked.take();
+                        drop(asked);
                         stream.set_write_timeout(None)?;
                         return command(stream, &exec, reader.buffer());
                     }
@@ -100,7 +100,6 @@ pub(super) fn serve(
         };
         let reply = reply.unwrap_or_else(Reply::Error);
         (&*stream).write_all(&line(&reply))?;
-        drop(asked);
     }
     Ok(())
 }

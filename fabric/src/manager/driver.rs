@@ -120,14 +120,19 @@ pub(super) fn run(manager: Manager) -> Result<Outcome, ManagerError> {
         if driver.core.is_going_down() && driver.core.is_down() {
             driver.core.finish();
             runtime.mark_stopped();
-            driver.handle.close();
             return Ok(Outcome::Down);
         }
         if let Some(program) = driver.core.hand_over.take() {
             // What is under way is found by the next program, as after a death of this one.
-            driver.handle.close();
             return Ok(Outcome::HandOver(program));
         }
+    }
+}
+
+impl Drop for Driver {
+    /// However the loop ends: who waits for it learns that it does.
+    fn drop(&mut self) {
+        self.handle.close();
     }
 }
 

@@ -15,90 +15,88 @@ pub(super) struct Explained {
 const LOG_FENCES: &str = "at the owner's death, which is an access of its own in these models, \
     redundant beside the verdict; it keeps the compiler from moving what is around it";
 
+/// Every access of a function.
+const fn every(file: &'static str, function: &'static str, reason: &'static str) -> Explained {
+    Explained {
+        file,
+        function,
+        numbers: &[],
+        reason,
+    }
+}
+
 /// All of them.
 pub(super) fn all() -> impl Iterator<Item = &'static Explained> {
     EXPLAINED.iter().chain(structures::EXPLAINED)
 }
 
 const EXPLAINED: &[Explained] = &[
-    Explained {
-        file: "lock/tatas.rs",
-        function: "wait",
-        numbers: &[],
-        reason: "a look: the swap that takes the lock acquires, or the judge's verdict does",
-    },
-    Explained {
-        file: "lock/tatas.rs",
-        function: "recover",
-        numbers: &[],
-        reason: "redundant beside the verdict, which shows all that the dead one stored",
-    },
-    Explained {
-        file: "lock/tatas.rs",
-        function: "adopt",
-        numbers: &[],
-        reason: "redundant beside the release that ends the hold, and the verdict if none does",
-    },
-    Explained {
-        file: "lock/tatas.rs",
-        function: "let_go_to",
-        numbers: &[],
-        reason: "redundant where the owner word moved before: its own order is seen",
-    },
-    Explained {
-        file: "lock/mcs/mod.rs",
-        function: "enter",
-        numbers: &[],
-        reason: "its Acquire: redundant beside the version of the place in front, which is acquired",
-    },
-    Explained {
-        file: "lock/mcs/mod.rs",
-        function: "enter_behind",
-        numbers: &[],
-        reason: "redundant beside the version of the place in front, which is acquired",
-    },
-    Explained {
-        file: "lock/mcs/mod.rs",
-        function: "advance",
-        numbers: &[],
-        reason: "what it stores is looked at after the caller's death, beside the verdict",
-    },
-    Explained {
-        file: "lock/mcs/mod.rs",
-        function: "adopt",
-        numbers: &[],
-        reason: "redundant beside the release that ends the hold, and the verdict if none does",
-    },
-    Explained {
-        file: "lock/mcs/nodes.rs",
-        function: "end_for_dead",
-        numbers: &[],
-        reason: "redundant beside the release that ends the hold, and the verdict if none does",
-    },
+    every(
+        "lock/tatas.rs",
+        "wait",
+        "a look: the swap that takes the lock acquires, or the judge's verdict does",
+    ),
+    every(
+        "lock/tatas.rs",
+        "recover",
+        "redundant beside the verdict, which shows all that the dead one stored",
+    ),
+    every(
+        "lock/tatas.rs",
+        "adopt",
+        "redundant beside the release that ends the hold, and the verdict if none does",
+    ),
+    every(
+        "lock/tatas.rs",
+        "let_go_to",
+        "redundant where the owner word moved before: its own order is seen",
+    ),
+    every(
+        "lock/mcs/mod.rs",
+        "enter",
+        "its Acquire: redundant beside the version of the place in front, which is acquired",
+    ),
+    every(
+        "lock/mcs/mod.rs",
+        "enter_behind",
+        "redundant beside the version of the place in front, which is acquired",
+    ),
+    every(
+        "lock/mcs/mod.rs",
+        "advance",
+        "what it stores is looked at after the caller's death, beside the verdict",
+    ),
+    every(
+        "lock/mcs/mod.rs",
+        "adopt",
+        "redundant beside the release that ends the hold, and the verdict if none does",
+    ),
+    every(
+        "lock/mcs/nodes.rs",
+        "end_for_dead",
+        "redundant beside the release that ends the hold, and the verdict if none does",
+    ),
     Explained {
         file: "lock/mcs/nodes.rs",
         function: "look",
         numbers: &[2, 3],
         reason: "redundant beside the verdict",
     },
-    Explained {
-        file: "lock/mcs/nodes.rs",
-        function: "claim",
-        numbers: &[],
-        reason: "needed where a node changes hands between the living, which no model does",
-    },
-    Explained {
-        file: "lock/mcs/nodes.rs",
-        function: "discard",
-        numbers: &[],
-        reason: "needed where a node changes hands between the living, which no model does",
-    },
-    Explained {
-        file: "lock/mcs/nodes.rs",
-        function: "drop",
-        numbers: &[],
-        reason: "needed where a node changes hands between the living, which no model does",
-    },
+    every(
+        "lock/mcs/nodes.rs",
+        "claim",
+        "needed where a node changes hands between the living, which no model does",
+    ),
+    every(
+        "lock/mcs/nodes.rs",
+        "discard",
+        "needed where a node changes hands between the living, which no model does",
+    ),
+    every(
+        "lock/mcs/nodes.rs",
+        "drop",
+        "needed where a node changes hands between the living, which no model does",
+    ),
     Explained {
         file: "src/epoch.rs",
         function: "pin",
@@ -123,18 +121,16 @@ const EXPLAINED: &[Explained] = &[
         numbers: &[1],
         reason: "a look: the swap that takes the permit acquires",
     },
-    Explained {
-        file: "sync/semaphore.rs",
-        function: "take_dead",
-        numbers: &[],
-        reason: "redundant beside the verdict",
-    },
-    Explained {
-        file: "sync/semaphore.rs",
-        function: "pass_on",
-        numbers: &[],
-        reason: "a look: whoever is woken looks for itself",
-    },
+    every(
+        "sync/semaphore.rs",
+        "take_dead",
+        "redundant beside the verdict",
+    ),
+    every(
+        "sync/semaphore.rs",
+        "pass_on",
+        "a look: whoever is woken looks for itself",
+    ),
     Explained {
         file: "lock/rwlock.rs",
         function: "drain",
@@ -225,24 +221,18 @@ const EXPLAINED: &[Explained] = &[
         numbers: &[1, 2],
         reason: "a look: the swap that commits decides",
     },
-    Explained {
-        file: "log/mod.rs",
-        function: "note",
-        numbers: &[],
-        reason: LOG_FENCES,
-    },
+    every("log/mod.rs", "note", LOG_FENCES),
     Explained {
         file: "collections/table.rs",
         function: "commit",
         numbers: &[3],
         reason: "its Acquire: who commits reads nothing of others' afterwards",
     },
-    Explained {
-        file: "src/offset_ptr.rs",
-        function: "compare_exchange",
-        numbers: &[],
-        reason: "its Acquire: who pushes does not look at what is below",
-    },
+    every(
+        "src/offset_ptr.rs",
+        "compare_exchange",
+        "its Acquire: who pushes does not look at what is below",
+    ),
     Explained {
         file: "collections/journal.rs",
         function: "abandon",
@@ -279,42 +269,24 @@ const EXPLAINED: &[Explained] = &[
         numbers: &[2, 3],
         reason: "a look: whoever goes on loads the head again, which acquires",
     },
-    Explained {
-        file: "log/codec.rs",
-        function: "read",
-        numbers: &[],
-        reason: "redundant beside the verdict: whoever reads another's log has one",
-    },
-    Explained {
-        file: "log/mod.rs",
-        function: "begin",
-        numbers: &[],
-        reason: LOG_FENCES,
-    },
-    Explained {
-        file: "log/mod.rs",
-        function: "apply",
-        numbers: &[],
-        reason: LOG_FENCES,
-    },
-    Explained {
-        file: "log/mod.rs",
-        function: "commit",
-        numbers: &[],
-        reason: LOG_FENCES,
-    },
-    Explained {
-        file: "log/mod.rs",
-        function: "get",
-        numbers: &[],
-        reason: "needed by who follows the offset that it finds; the words of these scenes are numbers",
-    },
-    Explained {
-        file: "src/seal.rs",
-        function: "wait",
-        numbers: &[],
-        reason: "needed by who opens while another creates; here all was created before",
-    },
+    every(
+        "log/codec.rs",
+        "read",
+        "redundant beside the verdict: whoever reads another's log has one",
+    ),
+    every("log/mod.rs", "begin", LOG_FENCES),
+    every("log/mod.rs", "apply", LOG_FENCES),
+    every("log/mod.rs", "commit", LOG_FENCES),
+    every(
+        "log/mod.rs",
+        "get",
+        "needed by who follows the offset that it finds; the words of these scenes are numbers",
+    ),
+    every(
+        "src/seal.rs",
+        "wait",
+        "needed by who opens while another creates; here all was created before",
+    ),
     Explained {
         file: "work/arena.rs",
         function: "help_last",
@@ -341,24 +313,21 @@ const EXPLAINED: &[Explained] = &[
         numbers: &[3],
         reason: "all write the same word; the arena's word, which is acquired, shows it",
     },
-    Explained {
-        file: "work/arena.rs",
-        function: "result",
-        numbers: &[],
-        reason: "redundant beside the look that found the unit done",
-    },
-    Explained {
-        file: "work/phase.rs",
-        function: "is_done",
-        numbers: &[],
-        reason: "redundant beside the load by which a result is read",
-    },
-    Explained {
-        file: "work/phase.rs",
-        function: "claim",
-        numbers: &[],
-        reason: "redundant beside the verdict: a claim shows nothing else",
-    },
+    every(
+        "work/arena.rs",
+        "result",
+        "redundant beside the look that found the unit done",
+    ),
+    every(
+        "work/phase.rs",
+        "is_done",
+        "redundant beside the load by which a result is read",
+    ),
+    every(
+        "work/phase.rs",
+        "claim",
+        "redundant beside the verdict: a claim shows nothing else",
+    ),
     Explained {
         file: "work/phase.rs",
         function: "commit",
@@ -384,59 +353,51 @@ const EXPLAINED: &[Explained] = &[
         numbers: &[4],
         reason: "redundant beside the verdict",
     },
-    Explained {
-        file: "sync/barrier.rs",
-        function: "finish_break",
-        numbers: &[],
-        reason: "needed by two who end the same break; these models leave one survivor",
-    },
-    Explained {
-        file: "sync/barrier.rs",
-        function: "change",
-        numbers: &[],
-        reason: "its SeqCst: who goes on loads the state again, and loom's fence there is enough",
-    },
-    Explained {
-        file: "sync/barrier.rs",
-        function: "breaker_of",
-        numbers: &[],
-        reason: "needed by two who end the same break; these models leave one survivor",
-    },
-    Explained {
-        file: "barrier/seat.rs",
-        function: "check",
-        numbers: &[],
-        reason: "a look at what the caller stored itself; a later member of its seat is in no scene",
-    },
+    every(
+        "sync/barrier.rs",
+        "finish_break",
+        "needed by two who end the same break; these models leave one survivor",
+    ),
+    every(
+        "sync/barrier.rs",
+        "change",
+        "its SeqCst: who goes on loads the state again, and loom's fence there is enough",
+    ),
+    every(
+        "sync/barrier.rs",
+        "breaker_of",
+        "needed by two who end the same break; these models leave one survivor",
+    ),
+    every(
+        "barrier/seat.rs",
+        "check",
+        "a look at what the caller stored itself; a later member of its seat is in no scene",
+    ),
     Explained {
         file: "barrier/seat.rs",
         function: "arrive",
         numbers: &[1],
         reason: "its SeqCst: loom's fence at the look after it is enough",
     },
-    Explained {
-        file: "wait/futex.rs",
-        function: "wake",
-        numbers: &[],
-        reason: "the system call that follows is a full barrier",
-    },
-    Explained {
-        file: "wait/parking.rs",
-        function: "announce",
-        numbers: &[],
-        reason: "redundant beside the barrier between the flag and the look",
-    },
-    Explained {
-        file: "wait/parking.rs",
-        function: "wake_now",
-        numbers: &[],
-        reason: "redundant beside the barrier before it and the one in the system call",
-    },
-    Explained {
-        file: "wait/parking.rs",
-        function: "barrier_for_both",
-        numbers: &[],
-        reason: "redundant under the SeqCst store of the flag before it; in products it is \
+    every(
+        "wait/futex.rs",
+        "wake",
+        "the system call that follows is a full barrier",
+    ),
+    every(
+        "wait/parking.rs",
+        "announce",
+        "redundant beside the barrier between the flag and the look",
+    ),
+    every(
+        "wait/parking.rs",
+        "wake_now",
+        "redundant beside the barrier before it and the one in the system call",
+    ),
+    every(
+        "wait/parking.rs",
+        "barrier_for_both",
+        "redundant under the SeqCst store of the flag before it; in products it is \
                  membarrier(2), which the models take for a fence on both sides",
-    },
+    ),
 ];

@@ -1,16 +1,6 @@
 //! The same for the heap, and for what lives in one.
 
-use super::Explained;
-
-/// All accesses of a function.
-const fn all(file: &'static str, function: &'static str, reason: &'static str) -> Explained {
-    Explained {
-        file,
-        function,
-        numbers: &[],
-        reason,
-    }
-}
+use super::{Explained, every};
 
 const AFTER_DEATH: &str = "others read it after its owner's death, beside the verdict; it keeps the \
     compiler from moving what is around it";
@@ -25,52 +15,52 @@ const NO_PREEMPTION: &str = "needed by who walks while another inserts, which ta
     loom has too much to do for one in a map";
 
 pub(super) const EXPLAINED: &[Explained] = &[
-    all("heap/intent.rs", "begin_alloc", AFTER_DEATH),
-    all("heap/intent.rs", "end_alloc", AFTER_DEATH),
-    all("heap/intent.rs", "begin_free", AFTER_DEATH),
-    all("heap/intent.rs", "begin_foreign_free", AFTER_DEATH),
-    all("heap/intent.rs", "end_free", AFTER_DEATH),
-    all("heap/intent.rs", "clear", AFTER_DEATH),
-    all("heap/intent.rs", "set_tag", AFTER_DEATH),
-    all(
+    every("heap/intent.rs", "begin_alloc", AFTER_DEATH),
+    every("heap/intent.rs", "end_alloc", AFTER_DEATH),
+    every("heap/intent.rs", "begin_free", AFTER_DEATH),
+    every("heap/intent.rs", "begin_foreign_free", AFTER_DEATH),
+    every("heap/intent.rs", "end_free", AFTER_DEATH),
+    every("heap/intent.rs", "clear", AFTER_DEATH),
+    every("heap/intent.rs", "set_tag", AFTER_DEATH),
+    every(
         "heap/intent.rs",
         "settle",
         "redundant beside the verdict; of the swaps it is the atomicity that counts",
     ),
-    all("heap/participant.rs", "alloc_known", AFTER_DEATH),
-    all("heap/slab.rs", "free_own", AFTER_DEATH),
-    all("heap/participant.rs", "alloc_into", OWN_SLOT),
-    all("heap/participant.rs", "free", OWN_SLOT),
-    all("heap/large.rs", "free_chore", OWN_SLOT),
-    all("heap/settle.rs", "free_holds", OWN_SLOT),
-    all("collections/rooted.rs", "drop_held", OWN_SLOT),
-    all("heap/refill.rs", "may_adopt", UNDER_LOCK),
-    all("heap/refill.rs", "adopt", UNDER_LOCK),
-    all("heap/settle.rs", "settle_under_lock", UNDER_LOCK),
-    all("heap/settle.rs", "settle_where", UNDER_LOCK),
-    all("heap/settle.rs", "settle_work", UNDER_LOCK),
-    all("heap/spans.rs", "span_word", UNDER_LOCK),
-    all("collections/queue.rs", "pop", UNDER_LOCK),
-    all("heap/mod.rs", "raise", HINT),
-    all("heap/slab.rs", "take_hint", HINT),
-    all("heap/settle.rs", "announce_vacancy", HINT),
-    all(
+    every("heap/participant.rs", "alloc_known", AFTER_DEATH),
+    every("heap/slab.rs", "free_own", AFTER_DEATH),
+    every("heap/participant.rs", "alloc_into", OWN_SLOT),
+    every("heap/participant.rs", "free", OWN_SLOT),
+    every("heap/large.rs", "free_chore", OWN_SLOT),
+    every("heap/settle.rs", "free_holds", OWN_SLOT),
+    every("collections/rooted.rs", "drop_held", OWN_SLOT),
+    every("heap/refill.rs", "may_adopt", UNDER_LOCK),
+    every("heap/refill.rs", "adopt", UNDER_LOCK),
+    every("heap/settle.rs", "settle_under_lock", UNDER_LOCK),
+    every("heap/settle.rs", "settle_where", UNDER_LOCK),
+    every("heap/settle.rs", "settle_work", UNDER_LOCK),
+    every("heap/spans.rs", "span_word", UNDER_LOCK),
+    every("collections/queue.rs", "pop", UNDER_LOCK),
+    every("heap/mod.rs", "raise", HINT),
+    every("heap/slab.rs", "take_hint", HINT),
+    every("heap/settle.rs", "announce_vacancy", HINT),
+    every(
         "heap/settle.rs",
         "read",
         "needed by who asks for outcomes without the heap's lock; in these scenes nobody does",
     ),
-    all(
+    every(
         "heap/settle.rs",
         "write",
         "needed by who asks for outcomes without the heap's lock; in these scenes nobody does",
     ),
-    all("heap/slab.rs", "rescan", NOT_LOOKED_INTO),
-    all(
+    every("heap/slab.rs", "rescan", NOT_LOOKED_INTO),
+    every(
         "heap/slab.rs",
         "free_small",
         "the look only finds what the swap decides; the swap's order is needed by who uses the memory \
          of the block, into which nobody looks here, and for a hint; the slot is looked at after a death",
     ),
-    all("collections/map.rs", "table", NO_PREEMPTION),
-    all("map/table.rs", "load", NO_PREEMPTION),
+    every("collections/map.rs", "table", NO_PREEMPTION),
+    every("map/table.rs", "load", NO_PREEMPTION),
 ];
